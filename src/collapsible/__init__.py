@@ -1,0 +1,1 @@
+"""Collapsible: train wide, deploy narrow."""
