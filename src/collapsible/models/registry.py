@@ -1,0 +1,95 @@
+"""One registry of network builders by name."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from collapsible.blocks import CollapsibleConv2d
+from collapsible.errors import UnknownNameError, UsageError, WeightsError
+from collapsible.weights import find_card, normalise_name
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+# Filled by the decorator while this package is imported, and only read afterwards.
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register(builder: Builder) -> Builder:
+    """Add a builder under its function's name."""
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the networks that match a shell pattern; ``-`` and ``_`` are alike."""
+    return sorted(fnmatch.filter(_BUILDERS, normalise_name(pattern)))
+
+
+def create_model(
+    name: str,
+    *,
+    scale: int = 2,
+    weights: str | Path | None = None,
+    **options: object,
+) -> nn.Module:
+    """Build a network in its training form.
+
+    ``weights`` is None (newly drawn), ``"default"`` (the shipped ones) or a safetensors file, in
+    expanded or collapsed form. ``options`` go to the family's constructor (``colour``, ``act``,
+    ``expansion``, ...).
+    Raises ``UnknownNameError`` for a name that is not registered, ``UsageError`` for options the
+    family does not have or weights that were not shipped, ``WeightsError`` for weights that do
+    not fit.
+    """
+    key = normalise_name(name)
+    if key not in _BUILDERS:
+        raise UnknownNameError("network", name, _BUILDERS)
+    path: Path | None = None
+    if weights == "default":
+        card = find_card(name, scale)
+        path, options = card.safetensors_path, {**card.options, **options}
+    elif weights is not None:
+        path = Path(weights)
+    try:
+        network = _BUILDERS[key](scale=scale, **options)
+    except TypeError as error:
+        raise UsageError(f"{key}: {error}") from error
+    if path is not None:
+        load_weights(network, path)
+    return network
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a network, in place.
+
+    The file holds either the network's own parameters or its collapsed form, whose kernels are
+    then factored into the wide blocks exactly. Raises ``WeightsError`` where it does not fit.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+    load_state(network, state, str(path))
+
+
+def load_state(network: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Load a state dictionary, expanded or collapsed, into a network, in place."""
+    state = dict(state)
+    try:
+        for name, block in network.named_modules():
+            if isinstance(block, CollapsibleConv2d) and f"{name}.weight" in state:
+                block.load_kernel(state.pop(f"{name}.weight"), state.pop(f"{name}.bias", None))
+                for key, value in block.state_dict(prefix=f"{name}.").items():
+                    state[key] = value
+        network.load_state_dict(state)
+    except (RuntimeError, UsageError) as error:
+        lines = " ".join(str(error).split())
+        raise WeightsError(f"{source} does not fit {type(network).__name__}: {lines}") from error

@@ -1,0 +1,156 @@
+"""SESR: super-efficient super-resolution (Bhardwaj et al., arXiv 2103.09404, section 3).
+
+    x -> linear block 5x5, to f features                                    = F0
+      -> m times: linear block 3x3 with short residual, then PReLU or ReLU
+      -> + F0                                                   (long residual)
+      -> linear block 5x5, to s * s channels a colour
+      -> + x, copied to its s * s channels                     (input residual)
+      -> depth to space by s
+
+Collapsed, the variants (m, f) have these weights at x2 on luminance: M3 8,912, M5 13,520,
+M7 18,128, M11 27,344, XL 105,376 (the paper's table 1). M2 is the defence paper's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from collapsible.blocks import CollapsibleConv2d
+from collapsible.blocks.collapsible_conv import Mode
+from collapsible.errors import UsageError
+from collapsible.models.registry import register
+
+Colour = Literal["y", "rgb"]
+COLOUR_CHANNELS: dict[str, int] = {"y": 1, "rgb": 3}
+
+
+def activation(kind: str, channels: int) -> nn.Module:
+    """A PReLU with a slope a channel, or a ReLU. Raises ``UsageError`` for another kind."""
+    if kind == "prelu":
+        return nn.PReLU(channels)
+    if kind == "relu":
+        return nn.ReLU()
+    raise UsageError(f"activation {kind!r}: known are 'prelu' and 'relu'")
+
+
+class Bend(nn.Module):
+    """One linear block with a short residual and the non-linearity that follows it."""
+
+    def __init__(self, features: int, expansion: int, kind: str, mode: Mode) -> None:
+        super().__init__()
+        self.conv: nn.Module = CollapsibleConv2d(
+            features, features, 3, expansion=expansion, residual=True, mode=mode
+        )
+        self.act = activation(kind, features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+class SESR(nn.Module):
+    """A SESR network in its training form; ``collapse`` gives the deployed one.
+
+    Maps [N, C, H, W] to [N, C, scale * H, scale * W] in [0, 1] (not clipped); C is 1 for
+    ``colour="y"`` (BT.601 studio luma / 255) and 3 for ``"rgb"``. ``blocks`` is m and
+    ``features`` f in the text above; ``expansion`` is the paper's p.
+    Raises ``UsageError`` for values outside these.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        features: int = 16,
+        *,
+        scale: int = 2,
+        colour: Colour = "y",
+        expansion: int = 256,
+        act: str = "prelu",
+        long_residual: bool = True,
+        input_residual: bool = True,
+        mode: Mode = "collapsed",
+    ) -> None:
+        super().__init__()
+        if colour not in COLOUR_CHANNELS:
+            raise UsageError(f"colour {colour!r}: known are {', '.join(COLOUR_CHANNELS)}")
+        if scale < 2 or blocks < 1 or features < 1:
+            raise UsageError(
+                f"scale={scale} starts at 2, blocks={blocks} and features={features} at 1"
+            )
+        self.scale, self.colour, self.features = scale, colour, features
+        self.long_residual, self.input_residual = long_residual, input_residual
+        channels = COLOUR_CHANNELS[colour]
+        self.first: nn.Module = CollapsibleConv2d(
+            channels, features, 5, expansion=expansion, mode=mode
+        )
+        self.blocks = nn.ModuleList(Bend(features, expansion, act, mode) for _ in range(blocks))
+        # The last block starts small: with the input residual the untrained network is then
+        # close to enlarging by nearest neighbour, and the first steps do not have to undo noise.
+        self.last: nn.Module = CollapsibleConv2d(
+            features, channels * scale**2, 5, expansion=expansion, mode=mode, gain=0.1
+        )
+
+    @property
+    def receptive_radius(self) -> int:
+        """How far, in input pixels, an output looks: 2 + m + 2."""
+        return len(self.blocks) + 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge [N, C, H, W] to [N, C, scale * H, scale * W]."""
+        first = self.first(x)
+        y = first
+        for block in self.blocks:
+            y = block(y)
+        if self.long_residual:
+            y = y + first
+        y = self.last(y)
+        if self.input_residual:
+            # Channel c * s * s + phase of the shuffle belongs to colour c.
+            y = y + x.repeat_interleave(self.scale**2, dim=1)
+        return F.pixel_shuffle(y, self.scale)
+
+    @torch.no_grad()
+    def start_from(self, other: SESR) -> list[str]:
+        """Take over every weight whose shape agrees, as x4 starts from x2; names those left out.
+
+        (Section 4: the x4 network is the x2 one with another last block.)
+        """
+        own, given = self.state_dict(), other.state_dict()
+        left_out = [
+            name for name in own if name not in given or own[name].shape != given[name].shape
+        ]
+        self.load_state_dict({n: v for n, v in given.items() if n not in left_out}, strict=False)
+        return left_out
+
+
+@register
+def sesr_m2(**options: object) -> SESR:
+    return SESR(blocks=2, **options)  # type: ignore[arg-type]
+
+
+@register
+def sesr_m3(**options: object) -> SESR:
+    return SESR(blocks=3, **options)  # type: ignore[arg-type]
+
+
+@register
+def sesr_m5(**options: object) -> SESR:
+    return SESR(blocks=5, **options)  # type: ignore[arg-type]
+
+
+@register
+def sesr_m7(**options: object) -> SESR:
+    return SESR(blocks=7, **options)  # type: ignore[arg-type]
+
+
+@register
+def sesr_m11(**options: object) -> SESR:
+    return SESR(blocks=11, **{"expansion": 64, **options})  # type: ignore[arg-type]
+
+
+@register
+def sesr_xl(**options: object) -> SESR:
+    return SESR(blocks=11, features=32, **{"expansion": 64, **options})  # type: ignore[arg-type]
