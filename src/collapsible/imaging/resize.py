@@ -112,7 +112,7 @@ def _accumulator(dtype: np.dtype[Any], scale: float) -> type[np.floating[Any]]:
     return np.float32 if dtype == np.uint8 and scale in _SINGLE_IS_EXACT else np.float64
 
 
-def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cubic(x: NDArray[Any]) -> NDArray[np.float64]:
     """Keys' kernel with a = -0.5 (Keys 1981, eq. 15)."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1.0
