@@ -113,17 +113,28 @@ class SESR(nn.Module):
         return F.pixel_shuffle(y, self.scale)
 
     @torch.no_grad()
-    def start_from(self, other: SESR) -> list[str]:
-        """Take over every weight whose shape agrees, as x4 starts from x2; names those left out.
+    def start_from(self, other: SESR) -> None:
+        """Continue from the same network at a smaller scale, as x4 starts from x2, in place.
 
-        (Section 4: the x4 network is the x2 one with another last block.)
+        All shared blocks are taken over (section 4). The paper draws a new last block; here each
+        of its output channels starts as that of the smaller scale's pixel which covers it, so the
+        new network begins as the old one enlarged by nearest neighbour, which is a better place.
+        Raises ``UsageError`` if the scale is not a multiple or the networks differ elsewhere.
         """
-        own, given = self.state_dict(), other.state_dict()
-        left_out = [
-            name for name in own if name not in given or own[name].shape != given[name].shape
-        ]
-        self.load_state_dict({n: v for n, v in given.items() if n not in left_out}, strict=False)
-        return left_out
+        if self.scale % other.scale:
+            raise UsageError(f"x{self.scale} cannot start from x{other.scale}: not a multiple")
+        state = other.state_dict()
+        fine, coarse = self.scale, other.scale
+        for name in ("last.project_weight", "last.project_bias"):
+            old = state[name]
+            grid = old.reshape(-1, coarse, coarse, *old.shape[1:])
+            for axis in (1, 2):
+                grid = grid.repeat_interleave(fine // coarse, dim=axis)
+            state[name] = grid.reshape(-1, *old.shape[1:])
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise UsageError(f"the networks differ in more than their scale: {error}") from error
 
 
 @register

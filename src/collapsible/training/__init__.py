@@ -1,0 +1,17 @@
+"""Training: one loop, its tasks, their data and recipes (floor 4)."""
+
+from collapsible.training.loop import Progress, TrainingReport, start_fabric, train
+from collapsible.training.recipes import Recipe, list_recipes, read_recipe
+from collapsible.training.super_resolution import SuperResolution, build_network
+
+__all__ = [
+    "Progress",
+    "Recipe",
+    "SuperResolution",
+    "TrainingReport",
+    "build_network",
+    "list_recipes",
+    "read_recipe",
+    "start_fabric",
+    "train",
+]

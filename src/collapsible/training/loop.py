@@ -1,0 +1,275 @@
+"""The training loop, on Lightning Fabric: one for every task."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from collapsible.errors import TrainingError, UsageError, WeightsError
+from collapsible.training.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from collapsible.training.recipes import OptimiserSpec, Recipe, ScheduleSpec
+
+
+class Task(Protocol):
+    """What the loop asks of a task; batches are functions of the step, so nothing is carried."""
+
+    def batch(self, step: int, places: range) -> tuple[Tensor, Tensor]: ...
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor: ...
+
+    def validate(self, network: nn.Module) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, for whoever shows it: after ``step`` of ``steps``."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a run did: the last losses and metrics are measured, on the averaged weights."""
+
+    steps: int
+    started_at: int
+    loss: float
+    metrics: dict[str, float]
+    checkpoint: Path
+    weights: Path
+
+    def json(self) -> str:
+        """The report as a JSON object."""
+        return json.dumps(asdict(self), indent=2, default=str)
+
+    def table(self) -> str:
+        """The report as lines of text for people."""
+        lines = [
+            f"steps       {self.started_at:,} to {self.steps:,}",
+            f"loss        {self.loss:.6f}",
+        ]
+        lines += [f"{name:<11} {value:.3f} dB (measured)" for name, value in self.metrics.items()]
+        return "\n".join([*lines, f"weights     {self.weights}"])
+
+
+def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSpec) -> float:
+    """The rate of one step, a function of the step alone, so that nothing needs resuming."""
+    warm = math.ceil(schedule.warmup * steps)
+    if step < warm:
+        return peak * (step + 1) / warm
+    if schedule.kind == "constant":
+        return peak
+    done = (step - warm) / max(1, steps - warm)
+    shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule.kind == "cosine" else 1 - done
+    return peak * (schedule.final + (1 - schedule.final) * shape)
+
+
+def build_optimiser(network: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
+    """Adam or AdamW over all parameters."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.kind]
+    return kind(
+        network.parameters(),
+        lr=spec.learning_rate,
+        betas=spec.betas,
+        weight_decay=spec.weight_decay,
+        amsgrad=spec.amsgrad,
+    )
+
+
+class _Log:
+    """CSV and TensorBoard side by side; rows past the resumed step are dropped first."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = folder / "log.csv"
+        rows: list[list[str]] = []
+        if self.path.is_file():
+            with self.path.open(newline="") as file:
+                rows = [r for r in csv.reader(file) if r and r[0].isdigit() and int(r[0]) <= start]
+        with self.path.open("w", newline="") as file:
+            csv.writer(file).writerows([["step", "name", "value"], *rows])
+        self.board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows([step, n, repr(v)] for n, v in values.items())
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def start_fabric(recipe: Recipe, accelerator: str = "auto") -> Fabric:
+    """Fabric for this process; under torchrun it joins the other processes (gloo on CPUs)."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+    )
+    fabric.launch()
+    return fabric
+
+
+@torch.no_grad()
+def _track(average: nn.Module, network: nn.Module, decay: float) -> None:
+    for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+        kept.lerp_(new, 1 - decay)
+    for buffer, current in zip(average.buffers(), network.buffers(), strict=True):
+        buffer.copy_(current)
+
+
+def _places(recipe: Recipe, fabric: Fabric) -> range:
+    """This process's share of each batch."""
+    batch, world = recipe.data.batch, fabric.world_size
+    if batch % world:
+        raise UsageError(f"data.batch = {batch} does not divide among {world} processes")
+    share = batch // world
+    return range(fabric.global_rank * share, (fabric.global_rank + 1) * share)
+
+
+def train(
+    network: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    fabric: Fabric | None = None,
+    resume: bool = False,
+    on_step: Callable[[Progress], None] | None = None,
+    stop_after: int | None = None,
+) -> TrainingReport:
+    """Train a network in place by a recipe; everything the run writes goes below ``folder``.
+
+    ``step-N`` folders are checkpoints, ``weights.safetensors`` the averaged weights at the end,
+    ``log.csv`` and ``tensorboard`` the curves. With ``resume`` the run goes on from its newest
+    checkpoint and, on a CPU, to the same losses bit for bit. ``stop_after`` ends the run early at
+    that step with a checkpoint.
+    Raises ``UsageError`` if the folder holds another run, or one that was not to be resumed, and
+    ``TrainingError`` when the loss is no longer finite.
+    """
+    fabric = fabric or start_fabric(recipe)
+    places = _places(recipe, fabric)
+    described = json.dumps(asdict(recipe), sort_keys=True)
+    found = list_checkpoints(folder)
+    if found and not resume:
+        raise UsageError(f"{folder} holds a run already: --resume goes on with it")
+    average = copy.deepcopy(network)
+    optimiser = build_optimiser(network, recipe.optimiser)
+    start = 0
+    if found:
+        checkpoint = load_checkpoint(found[-1])
+        if checkpoint.recipe != described:
+            raise UsageError(f"{found[-1]} comes from another recipe than {recipe.name}")
+        try:
+            network.load_state_dict(checkpoint.model)
+            average.load_state_dict(checkpoint.average)
+        except RuntimeError as error:
+            raise WeightsError(f"{found[-1]} holds another network: {error}") from error
+        optimiser.load_state_dict(checkpoint.optimiser)
+        torch.set_rng_state(checkpoint.random)
+        start = checkpoint.step
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    module, optimiser = fabric.setup(network, optimiser)
+    average = average.to(fabric.device)
+    folder.mkdir(parents=True, exist_ok=True)
+    log = _Log(folder, start) if fabric.is_global_zero else None
+    saved = found[-1] if found else None
+    end = min(recipe.steps, stop_after or recipe.steps)
+    loss_value, metrics = math.nan, {}
+
+    def save(step: int) -> Path | None:
+        if not fabric.is_global_zero:
+            return None
+        state = Checkpoint(
+            step,
+            described,
+            network.state_dict(),
+            average.state_dict(),
+            optimiser.state_dict(),
+            torch.get_rng_state(),
+        )
+        return save_checkpoint(folder, state)
+
+    loader = ThreadPoolExecutor(1)
+    try:
+        coming = loader.submit(task.batch, start, places)
+        for step in range(start, end):
+            low, high = coming.result()
+            if step + 1 < end:
+                coming = loader.submit(task.batch, step + 1, places)
+            rate = learning_rate(
+                step, recipe.steps, recipe.optimiser.learning_rate, recipe.schedule
+            )
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            low = low.to(fabric.device, memory_format=torch.channels_last)
+            loss = task.loss(module(low), high.to(fabric.device))
+            optimiser.zero_grad(set_to_none=True)
+            fabric.backward(loss)
+            loss_value = float(fabric.all_reduce(loss.detach()))  # type: ignore[arg-type]
+            if not math.isfinite(loss_value):
+                last = f"the last good checkpoint is {saved}" if saved else "nothing was saved yet"
+                raise TrainingError(f"the loss became {loss_value} at step {step + 1}; {last}")
+            if recipe.optimiser.clip:
+                fabric.clip_gradients(module, optimiser, max_norm=recipe.optimiser.clip)
+            optimiser.step()
+            done = step + 1
+            # A short memory at first, or the mean would hold the untrained weights for long.
+            _track(average, network, min(recipe.average, done / (done + 10)))
+            if done % recipe.validate_every == 0 or done == end:
+                metrics = task.validate(average) if fabric.is_global_zero else {}
+                if log and metrics:
+                    log.write(done, metrics)
+            if log and (done % recipe.log_every == 0 or done == end):
+                log.write(done, {"loss": loss_value, "learning_rate": rate})
+            if done % recipe.checkpoint_every == 0 or done == end:
+                saved = save(done) or saved
+            if on_step and fabric.is_global_zero:
+                on_step(Progress(done, recipe.steps, loss_value, rate, metrics))
+    finally:
+        loader.shutdown(cancel_futures=True)
+        if log:
+            log.close()
+    weights = folder / "weights.safetensors"
+    if fabric.is_global_zero:
+        _write_weights(average, weights)
+    fabric.barrier()
+    return TrainingReport(end, start, loss_value, metrics, saved or folder, weights)
+
+
+def _write_weights(network: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    draft = path.with_suffix(".draft")
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
+    }
+    save_file(state, draft)
+    draft.replace(path)

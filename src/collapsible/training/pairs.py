@@ -1,0 +1,214 @@
+"""Pairs of high- and low-resolution pictures: decoded once, cached on disk, drawn as patches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from collapsible.errors import PictureError, UsageError
+from collapsible.imaging import (
+    crop_to_multiple,
+    list_pictures,
+    read_picture,
+    resize,
+    rgb_to_y,
+)
+
+# Luma is kept as 16-bit fixed point: 1/256 of a level is far below the PSNR's last digit, and
+# half the memory of floats.
+LUMA_STEPS = 256.0
+# Raise when the layout or the arithmetic of the cache changes.
+CACHE_VERSION = 1
+
+
+def cache_folder() -> Path:
+    """Where decoded pictures are kept: ``$COLLAPSIBLE_CACHE`` or the user's cache folder."""
+    given = os.environ.get("COLLAPSIBLE_CACHE")
+    if given:
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "collapsible"
+
+
+def as_rgb8(pixels: np.ndarray) -> np.ndarray:
+    """Any picture [H, W, 1..4] of 8 or 16 bits as uint8 RGB [H, W, 3]; alpha is dropped."""
+    colour = pixels[..., : pixels.shape[2] - (pixels.shape[2] in (2, 4))]
+    if colour.dtype == np.uint16:
+        colour = ((colour.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else np.ascontiguousarray(colour)
+
+
+def _planes(rgb: np.ndarray, colour: str) -> np.ndarray:
+    """The form that is cached: [H, W, 1] uint16 luma in 1/256 levels, or the RGB itself."""
+    if colour == "rgb":
+        return rgb
+    luma = rgb_to_y(rgb.astype(np.float32))
+    return np.rint(luma * LUMA_STEPS).astype(np.uint16)[..., None]
+
+
+def to_unit(planes: np.ndarray) -> np.ndarray:
+    """Cached values as float32 in [0, 1], the networks' range."""
+    steps = 255.0 * LUMA_STEPS if planes.dtype == np.uint16 else 255.0
+    return planes.astype(np.float32) * np.float32(1.0 / steps)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """High resolution [s * H, s * W, C] and low resolution [H, W, C], uint8 or 16-bit luma."""
+
+    name: str
+    high: np.ndarray
+    low: np.ndarray
+
+
+class PairedPictures:
+    """All pictures below some folders with their reduced copies by MATLAB's bicubic.
+
+    ``pairs`` holds memory-mapped arrays, so several processes share one copy. ``skipped`` names
+    the files that could not be read and why.
+    Raises ``UsageError`` if a folder is missing or no picture is large enough for ``smallest``
+    low-resolution pixels a side.
+    """
+
+    def __init__(
+        self,
+        folders: list[Path],
+        *,
+        scale: int,
+        colour: str,
+        rescale: tuple[float, ...] = (1.0,),
+        smallest: int = 1,
+        cache: Path | None = None,
+        on_picture: Callable[[int, int], None] | None = None,
+    ) -> None:
+        files: list[Path] = []
+        for folder in folders:
+            if not folder.is_dir():
+                raise UsageError(f"no folder of pictures at {folder}")
+            files += list_pictures(folder, recursive=True)
+        self.scale, self.colour, self.rescale = scale, colour, rescale
+        described = [
+            (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files
+        ]
+        settings = [CACHE_VERSION, scale, colour, list(rescale), smallest, described]
+        key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
+        target = (cache or cache_folder()) / f"pairs-{key}"
+        if not (target / "index.json").is_file():
+            self._build(files, target, smallest, on_picture)
+        index = json.loads((target / "index.json").read_text())
+        self.skipped: tuple[tuple[str, str], ...] = tuple(map(tuple, index["skipped"]))
+        high = np.load(target / "high.npy", mmap_mode="r")
+        low = np.load(target / "low.npy", mmap_mode="r")
+        self.pairs: list[Pair] = []
+        for name, height, width, channels, start in index["pictures"]:
+            many = height * width * channels
+            s = scale
+            self.pairs.append(
+                Pair(
+                    name,
+                    high[start * s * s : (start + many) * s * s].reshape(
+                        height * s, width * s, channels
+                    ),
+                    low[start : start + many].reshape(height, width, channels),
+                )
+            )
+        if not self.pairs:
+            bad = f"; {len(self.skipped)} could not be read" if self.skipped else ""
+            raise UsageError(
+                f"no picture of at least {smallest * scale} pixels a side in "
+                f"{', '.join(map(str, folders))} ({len(files)} files{bad})"
+            )
+
+    def _build(
+        self,
+        files: list[Path],
+        target: Path,
+        smallest: int,
+        on_picture: Callable[[int, int], None] | None,
+    ) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
+        try:
+            pictures, skipped, start = [], [], 0
+            high_parts, low_parts = [], []
+            for number, path in enumerate(files):
+                try:
+                    rgb = as_rgb8(read_picture(path).pixels)
+                except PictureError as error:
+                    skipped.append([str(path), str(error)])
+                    continue
+                for factor in self.rescale:
+                    copy = rgb if factor == 1.0 else resize(rgb, scale=factor)
+                    copy = crop_to_multiple(copy, self.scale)
+                    if min(copy.shape[:2]) < smallest * self.scale:
+                        continue
+                    low = _planes(resize(copy, scale=1 / self.scale), self.colour)
+                    high_parts.append(_planes(copy, self.colour).ravel())
+                    low_parts.append(low.ravel())
+                    pictures.append([f"{path.stem}@{factor:g}", *low.shape, start])
+                    start += low.size
+                if on_picture:
+                    on_picture(number + 1, len(files))
+            empty = np.zeros(0, np.uint16 if self.colour == "y" else np.uint8)
+            np.save(folder / "high.npy", np.concatenate([*high_parts, empty]))
+            np.save(folder / "low.npy", np.concatenate([*low_parts, empty]))
+            index = json.dumps({"pictures": pictures, "skipped": skipped})
+            (folder / "index.json").write_text(index)
+            try:
+                folder.rename(target)
+            except OSError:
+                # Another process of the same run was first; both hold the same bytes.
+                if not (target / "index.json").is_file():
+                    raise
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class PatchSampler:
+    """Draws batches of aligned patches, each a function of (seed, step, place in the batch) alone.
+
+    Nothing is carried from one draw to the next, so a resumed or differently divided run draws
+    the same patches. A picture is drawn with probability proportional to the square root of its
+    area: large photographs count for more than small ones, but do not crowd them out.
+    Each patch is flipped and turned into one of its eight symmetries at random.
+    """
+
+    def __init__(self, pictures: PairedPictures, *, patch: int, seed: int) -> None:
+        self.pairs, self.scale, self.patch, self.seed = (
+            pictures.pairs,
+            pictures.scale,
+            patch,
+            seed,
+        )
+        weight = np.array([np.sqrt(p.low.shape[0] * p.low.shape[1]) for p in self.pairs])
+        self.cumulative = np.cumsum(weight / weight.sum())
+
+    def draw(self, step: int, places: range) -> tuple[np.ndarray, np.ndarray]:
+        """Low [N, C, p, p] and high [N, C, s p, s p] patches, float32 in [0, 1]."""
+        lows, highs = zip(*(self._one(step, place) for place in places), strict=True)
+        return to_unit(np.stack(lows)), to_unit(np.stack(highs))
+
+    def _one(self, step: int, place: int) -> tuple[np.ndarray, np.ndarray]:
+        random = np.random.default_rng((self.seed, step, place))
+        chosen = int(np.searchsorted(self.cumulative, random.random(), side="right"))
+        pair = self.pairs[min(chosen, len(self.pairs) - 1)]
+        size, s = self.patch, self.scale
+        top = int(random.integers(pair.low.shape[0] - size + 1))
+        left = int(random.integers(pair.low.shape[1] - size + 1))
+        low = pair.low[top : top + size, left : left + size]
+        high = pair.high[s * top : s * (top + size), s * left : s * (left + size)]
+        turns, flip = int(random.integers(4)), bool(random.integers(2))
+        patches = []
+        for patch in (low, high):
+            turned = np.rot90(patch, turns)
+            turned = turned[:, ::-1] if flip else turned
+            patches.append(np.ascontiguousarray(turned.transpose(2, 0, 1)))
+        return patches[0], patches[1]

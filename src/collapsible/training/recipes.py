@@ -1,0 +1,212 @@
+"""Recipes: TOML files read into frozen dataclasses; a key that nobody knows is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from collapsible.errors import UnknownNameError, UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """Which network to train; ``options`` go to its constructor."""
+
+    name: str
+    scale: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """How patches are drawn.
+
+    ``patch`` is the side of a low-resolution patch in pixels and ``batch`` their number per step
+    over all processes. ``rescale`` lists the sizes, relative to each picture, of the copies that
+    are drawn from: a reduced copy of a soft photograph is a sharp one. ``crop`` low-resolution
+    pixels at each border of a patch stay out of the loss, for there the network sees padding.
+    """
+
+    patch: int = 64
+    batch: int = 32
+    rescale: tuple[float, ...] = (1.0,)
+    crop: int = 0
+
+
+@dataclass(frozen=True)
+class OptimiserSpec:
+    """``adam`` or ``adamw``; ``clip`` bounds the gradient's norm (0 leaves it)."""
+
+    kind: str = "adam"
+    learning_rate: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    amsgrad: bool = False
+    clip: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScheduleSpec:
+    """The learning rate over the run.
+
+    ``constant``; ``cosine`` or ``linear`` to ``final`` times the peak, after a linear warm-up over
+    the fraction ``warmup`` of all steps.
+    """
+
+    kind: str = "cosine"
+    warmup: float = 0.05
+    final: float = 0.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run but the pictures' place.
+
+    ``loss`` is ``l1``, ``l2`` or ``charbonnier``; ``precision`` is ``fp32`` or ``bf16`` (weights
+    and optimiser stay fp32). ``average`` is the decay per step of the running mean of the weights,
+    which is what gets validated and shipped (0 turns it off).
+    """
+
+    name: str
+    task: str
+    network: NetworkSpec
+    steps: int
+    data: DataSpec = field(default_factory=DataSpec)
+    optimiser: OptimiserSpec = field(default_factory=OptimiserSpec)
+    schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    loss: str = "l1"
+    precision: str = "fp32"
+    average: float = 0.999
+    seed: int = 0
+    validate_every: int = 2000
+    checkpoint_every: int = 500
+    log_every: int = 50
+    about: str = ""
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "task": ("super-resolution",),
+    "loss": ("l1", "l2", "charbonnier"),
+    "precision": ("fp32", "bf16"),
+    "optimiser.kind": ("adam", "adamw"),
+    "schedule.kind": ("constant", "cosine", "linear"),
+}
+# Smallest values that make sense, by the dotted key.
+MINIMA: dict[str, float] = {
+    "steps": 1,
+    "data.patch": 8,
+    "data.batch": 1,
+    "data.crop": 0,
+    "checkpoint_every": 1,
+    "validate_every": 1,
+    "log_every": 1,
+    "average": 0,
+    "optimiser.learning_rate": 0,
+}
+
+
+def _convert(value: Any, kind: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise UsageError(f"{key}: expected a table, got {value!r}")
+        return _build(typing.cast(type, kind), value, f"{key}.")
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{key}: expected a list, got {value!r}")
+        inner = typing.get_args(kind)[0]
+        return tuple(_convert(item, inner, key) for item in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{key}: expected a table, got {value!r}")
+        return dict(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UsageError(f"{key}: expected {kind.__name__}, got {value!r}")
+    return value
+
+
+def _build(kind: type, table: dict[str, Any], prefix: str = "") -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.3)
+            hint = f"did you mean {prefix}{near[0]!s}? " if near else ""
+            raise UsageError(f"unknown key {prefix}{key}: {hint}known: {', '.join(sorted(hints))}")
+    required = {
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(table))
+    if missing:
+        raise UsageError(f"missing key {prefix}{missing[0]}")
+    return kind(**{k: _convert(v, hints[k], f"{prefix}{k}") for k, v in table.items()})
+
+
+def _dotted(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def parse_recipe(table: dict[str, Any]) -> Recipe:
+    """A recipe from parsed TOML; raises ``UsageError`` that names the key and what it takes."""
+    recipe: Recipe = _build(Recipe, table)
+    for key, choices in CHOICES.items():
+        value = _dotted(recipe, key)
+        if value not in choices:
+            raise UsageError(f"{key} = {value!r}: known are {', '.join(choices)}")
+    for key, least in MINIMA.items():
+        value = _dotted(recipe, key)
+        if value < least:
+            raise UsageError(f"{key} = {value}: the least is {least}")
+    if not recipe.average < 1:
+        raise UsageError(f"average = {recipe.average}: it must be below 1")
+    if any(not 0 < factor <= 1 for factor in recipe.data.rescale) or not recipe.data.rescale:
+        raise UsageError(f"data.rescale = {list(recipe.data.rescale)}: factors in (0, 1]")
+    if 2 * recipe.data.crop >= recipe.data.patch:
+        raise UsageError(f"data.crop = {recipe.data.crop} leaves nothing of {recipe.data.patch}")
+    return recipe
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read_recipe(source: str | Path) -> Recipe:
+    """Read a recipe by its shipped name or from a file.
+
+    Raises ``UnknownNameError`` for neither, ``UsageError`` for a file that is not a recipe.
+    """
+    path = Path(source)
+    if path.suffix != ".toml":
+        known = list_recipes()
+        if str(source) not in known:
+            raise UnknownNameError("recipe", str(source), known)
+        path = FOLDER / f"{source}.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read recipe {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a TOML recipe: {error}") from error
+    try:
+        return parse_recipe(table)
+    except UsageError as error:
+        raise UsageError(f"{path.name}: {error}") from error

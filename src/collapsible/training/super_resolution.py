@@ -1,0 +1,120 @@
+"""The super-resolution task: which pictures, which loss, which measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from collapsible.errors import UsageError, WeightsError
+from collapsible.imaging import psnr
+from collapsible.models import create_model
+from collapsible.models.registry import load_weights
+from collapsible.models.sesr import SESR
+from collapsible.training.pairs import PairedPictures, PatchSampler, to_unit
+from collapsible.training.recipes import Recipe
+
+
+def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
+    """The recipe's network, new or started from another run's weights.
+
+    ``start`` is a safetensors file of the same network, or of its form at a smaller scale: then
+    the shared blocks are taken over and the last one continues from it (SESR, section 4).
+    Weights are drawn from the recipe's seed.
+    """
+    torch.manual_seed(recipe.seed)
+    spec = recipe.network
+    network = create_model(spec.name, scale=spec.scale, **spec.options)
+    if start is None:
+        return network
+    if not start.is_file():
+        raise UsageError(f"no weights to start from at {start}")
+    try:
+        load_weights(network, start)
+    except WeightsError:
+        smaller = next((s for s in (2, 3) if s < spec.scale and spec.scale % s == 0), None)
+        if smaller is None or not isinstance(network, SESR):
+            raise
+        other = create_model(spec.name, scale=smaller, **spec.options)
+        load_weights(other, start)
+        assert isinstance(other, SESR)
+        network.start_from(other)
+    return network
+
+
+class SuperResolution:
+    """Draws batches, computes the loss and validates, for one recipe on one set of folders."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: list[Path],
+        validation: dict[str, Path],
+        *,
+        on_picture: Callable[[int, int], None] | None = None,
+    ) -> None:
+        scale = recipe.network.scale
+        colour = str(recipe.network.options.get("colour", "y"))
+        self.recipe = recipe
+        pictures = PairedPictures(
+            data,
+            scale=scale,
+            colour=colour,
+            rescale=recipe.data.rescale,
+            smallest=recipe.data.patch,
+            on_picture=on_picture,
+        )
+        self.skipped = pictures.skipped
+        self.count = len(pictures.pairs)
+        self.sampler = PatchSampler(pictures, patch=recipe.data.patch, seed=recipe.seed)
+        self.sets = {
+            name: PairedPictures([folder], scale=scale, colour=colour).pairs
+            for name, folder in validation.items()
+        }
+
+    def batch(self, step: int, places: range) -> tuple[Tensor, Tensor]:
+        """Low [N, C, p, p] and high [N, C, s p, s p] patches in [0, 1]."""
+        low, high = self.sampler.draw(step, places)
+        return torch.from_numpy(low), torch.from_numpy(high)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The recipe's loss, computed in fp32, away from the patch's border."""
+        edge = self.recipe.data.crop * self.recipe.network.scale
+        if edge:
+            output, target = (
+                output[..., edge:-edge, edge:-edge],
+                target[..., edge:-edge, edge:-edge],
+            )
+        difference = output.float() - target
+        if self.recipe.loss == "l2":
+            return difference.square().mean()
+        if self.recipe.loss == "charbonnier":
+            return (difference.square() + 1e-6).sqrt().mean()
+        return difference.abs().mean()
+
+    @torch.no_grad()
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Mean PSNR in dB of each validation set, on the network's own planes.
+
+        Output clipped, not rounded; borders of ``scale`` pixels cropped; the picture is extended
+        by replication so that the network's zero padding is never seen, as when deployed.
+        """
+        scale = self.recipe.network.scale
+        radius = int(getattr(network, "receptive_radius", 16))
+        device = next(network.parameters()).device
+        result = {}
+        for name, pairs in self.sets.items():
+            values = []
+            for pair in pairs:
+                low = torch.from_numpy(to_unit(pair.low)).permute(2, 0, 1)[None].to(device)
+                padded = torch.nn.functional.pad(low, (radius,) * 4, mode="replicate")
+                edge = radius * scale
+                output = network(padded)[0, :, edge:-edge, edge:-edge].float().clamp(0, 1)
+                got = output.permute(1, 2, 0).cpu().numpy().astype(np.float64) * 255
+                wanted = to_unit(pair.high).astype(np.float64) * 255
+                values.append(psnr(wanted, got, crop=scale))
+            result[name] = float(np.mean(values))
+        return result
