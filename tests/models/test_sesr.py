@@ -1,0 +1,141 @@
+"""The SESR family and FSRCNN: published counts, shapes, options, weights in both forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
+
+from collapsible.errors import UnknownNameError, UsageError, WeightsError
+from collapsible.folding import collapse
+from collapsible.models import SESR, create_model, list_models
+
+# Weights without biases and slopes, as the papers count them: SESR table 1 (x2) and table 2 (x4);
+# the defence paper's RGB networks; FSRCNN's own paper.
+PUBLISHED = [
+    ("sesr_m3", 2, "y", 8_912),
+    ("sesr_m5", 2, "y", 13_520),
+    ("sesr_m7", 2, "y", 18_128),
+    ("sesr_m11", 2, "y", 27_344),
+    ("sesr_xl", 2, "y", 105_376),
+    ("sesr_m3", 4, "y", 13_712),
+    ("sesr_m5", 4, "y", 18_320),
+    ("sesr_m2", 2, "rgb", 10_608),
+    ("sesr_m3", 2, "rgb", 12_912),
+    ("sesr_m5", 2, "rgb", 17_520),
+    ("sesr_xl", 2, "rgb", 113_376),
+    ("fsrcnn", 2, "y", 12_464),
+    ("fsrcnn", 2, "rgb", 24_336),
+]
+
+
+def kernels(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters() if p.ndim == 4)
+
+
+@pytest.mark.parametrize(("name", "scale", "colour", "weights"), PUBLISHED)
+def test_collapsed_weight_counts_are_the_published_ones(name, scale, colour, weights):
+    network = create_model(name, scale=scale, colour=colour)
+    if name != "fsrcnn":
+        network, _ = collapse(network)
+    assert kernels(network) == weights
+
+
+@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("colour", ["y", "rgb"])
+def test_every_network_enlarges_and_learns(name, scale, colour):
+    network = create_model(name, scale=scale, colour=colour)
+    channels = 3 if colour == "rgb" else 1
+    output = network(torch.rand(2, channels, 9, 7))
+    assert output.shape == (2, channels, 9 * scale, 7 * scale)
+    output.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize("act", ["prelu", "relu"])
+@pytest.mark.parametrize("long_residual", [True, False])
+@pytest.mark.parametrize("input_residual", [True, False])
+def test_options_collapse_exactly(act, long_residual, input_residual):
+    network = create_model(
+        "sesr-m3", act=act, long_residual=long_residual, input_residual=input_residual
+    )
+    _, report = collapse(network)
+    assert report.max_error_float64 < 1e-12
+    assert len(report.replaced) == 5
+
+
+def test_input_residual_alone_is_nearest_neighbour():
+    for colour, channels in (("y", 1), ("rgb", 3)):
+        network = create_model("sesr_m2", scale=3, colour=colour)
+        for parameter in network.last.parameters():
+            nn.init.zeros_(parameter)
+        x = torch.rand(1, channels, 5, 6)
+        assert torch.equal(network(x), F.interpolate(x, scale_factor=3, mode="nearest"))
+
+
+@pytest.mark.parametrize("name", ["sesr_m2", "sesr_m11", "fsrcnn"])
+def test_receptive_radius_is_exact(name):
+    """A change just outside the radius is not seen; a change at the radius is."""
+    network = create_model(name).double()
+    for parameter in network.parameters():
+        nn.init.uniform_(parameter, 0.01, 0.02)
+    radius = network.receptive_radius
+    side = 2 * radius + 5
+    centre = side // 2
+    x = torch.rand(1, 1, side, side, dtype=torch.float64, requires_grad=True)
+    pixel = network(x)[0, 0, 2 * centre : 2 * centre + 2, 2 * centre : 2 * centre + 2]
+    pixel.sum().backward()
+    assert x.grad is not None
+    seen = x.grad[0, 0].abs().sum(1).nonzero().flatten() - centre
+    assert int(seen.abs().max()) <= radius
+    assert int(seen.abs().max()) == radius or name == "fsrcnn"
+
+
+def test_names_take_both_dashes_and_the_nearest_is_offered():
+    assert isinstance(create_model("SESR-M5"), SESR)
+    assert "sesr_m5" in list_models("sesr-m*")
+    with pytest.raises(UnknownNameError, match="did you mean 'sesr_m5'"):
+        create_model("sesr_n5")
+
+
+@pytest.mark.parametrize(
+    "options", [{"colour": "cmyk"}, {"act": "gelu"}, {"scale": 1}, {"depth": 3}]
+)
+def test_wrong_options_are_refused(options):
+    with pytest.raises(UsageError):
+        create_model("sesr_m5", **options)
+
+
+def test_weights_load_expanded_and_collapsed(tmp_path):
+    network = create_model("sesr_m3", scale=2)
+    deployed, _ = collapse(network)
+    x = torch.rand(1, 1, 12, 10)
+    save_file(network.state_dict(), tmp_path / "wide.safetensors")
+    save_file(deployed.state_dict(), tmp_path / "narrow.safetensors")
+    for file in ("wide", "narrow"):
+        loaded = create_model("sesr_m3", weights=tmp_path / f"{file}.safetensors")
+        torch.testing.assert_close(loaded(x), deployed(x), rtol=0, atol=2e-6)
+    with pytest.raises(WeightsError, match="does not fit SESR"):
+        create_model("sesr_m5", weights=tmp_path / "wide.safetensors")
+    with pytest.raises(WeightsError, match="does not fit SESR"):
+        create_model("sesr_m3", scale=4, weights=tmp_path / "narrow.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match="not a readable safetensors file"):
+        create_model("sesr_m3", weights=tmp_path / "broken.safetensors")
+
+
+def test_x4_starts_as_x2_enlarged():
+    torch.manual_seed(3)
+    small = create_model("sesr_m3", scale=2, colour="rgb").double()
+    large = create_model("sesr_m3", scale=4, colour="rgb").double()
+    for parameter in small.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    large.start_from(small)
+    x = torch.rand(1, 3, 8, 9, dtype=torch.float64)
+    wanted = F.interpolate(small(x), scale_factor=2, mode="nearest")
+    torch.testing.assert_close(large(x), wanted, rtol=0, atol=1e-12)
+    with pytest.raises(UsageError, match="not a multiple"):
+        create_model("sesr_m3", scale=3, colour="rgb").start_from(small)
