@@ -107,7 +107,9 @@ class CollapsibleConv2d(nn.Module):
             ("squeeze", groups if squeeze is None else squeeze),
         ):
             if channels < 1 or channels % groups:
-                raise UsageError(f"{name}={channels} must be a positive multiple of {groups} groups")
+                raise UsageError(
+                    f"{name}={channels} must be a positive multiple of {groups} groups"
+                )
         if residual and in_channels != out_channels:
             raise UsageError(
                 f"a residual needs as many inputs as outputs, not {in_channels} and {out_channels}"
