@@ -93,3 +93,20 @@ def load_state(network: nn.Module, state: dict[str, torch.Tensor], source: str) 
     except (RuntimeError, UsageError) as error:
         lines = " ".join(str(error).split())
         raise WeightsError(f"{source} does not fit {type(network).__name__}: {lines}") from error
+
+
+def save_weights(network: nn.Module, path: Path) -> None:
+    """Write a network's state to a safetensors file: whole, or not at all."""
+    from safetensors.torch import save_file
+
+    state = {
+        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
+    }
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        save_file(state, draft)
+        draft.replace(path)
+    except OSError as error:
+        raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from collapsible.errors import TrainingError, UsageError, WeightsError
+from collapsible.models.registry import save_weights
 from collapsible.training.checkpoints import (
     Checkpoint,
     list_checkpoints,
@@ -259,17 +260,6 @@ def train(
             log.close()
     weights = folder / "weights.safetensors"
     if fabric.is_global_zero:
-        _write_weights(average, weights)
+        save_weights(average, weights)
     fabric.barrier()
     return TrainingReport(end, start, loss_value, metrics, saved or folder, weights)
-
-
-def _write_weights(network: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    draft = path.with_suffix(".draft")
-    state = {
-        name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
-    }
-    save_file(state, draft)
-    draft.replace(path)
