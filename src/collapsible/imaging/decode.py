@@ -32,12 +32,21 @@ class UnsupportedPictureError(PictureError):
     """A sound file that holds something this package does not process as it stands."""
 
 
+def _provide_memory(image: ImageFile) -> None:
+    """Give an opened TIFF its memory, where Pillow would first apply its own limit on pixels."""
+    extents = [tile.extents or (0, 0, *image.size) for tile in image.tile]
+    size = (max(box[2] for box in extents), max(box[3] for box in extents))
+    image.im = Image.new(image.mode, size).im
+
+
 def decode(image: ImageFile, kind: str, again: Callable[[], ImageFile]) -> NDArray[Any]:
     """Pixels HxWxC of an opened frame; ``again`` opens the same frame anew."""
+    if kind == "TIFF":
+        _provide_memory(image)
     # A transparent grey of few bits is spread over 0..255, as its pixels will be.
     key_scale = {"1": 255, "L;2": 85, "L;4": 17}.get(_rawmode(image), 1)
     if bits_of(image, kind) == 16 and image.mode not in _WIDE_GREY:
-        pixels = _wide(image, again)
+        pixels = _wide(image, kind, again)
     else:
         pixels = _narrow(image)
     key = image.info.get("transparency")
@@ -100,7 +109,7 @@ def _narrow(image: ImageFile) -> NDArray[Any]:
     return _pixels(image.convert(target[mode]))
 
 
-def _wide(image: ImageFile, again: Callable[[], ImageFile]) -> NDArray[Any]:
+def _wide(image: ImageFile, kind: str, again: Callable[[], ImageFile]) -> NDArray[Any]:
     """16-bit colour, or grey with alpha, without loss."""
     rawmode = _rawmode(image)
     if rawmode == "LA;16B":
@@ -118,6 +127,8 @@ def _wide(image: ImageFile, again: Callable[[], ImageFile]) -> NDArray[Any]:
     pixels <<= 8
     image.im = None  # type: ignore[assignment]
     second = again()
+    if kind == "TIFF":
+        _provide_memory(second)
     _set_rawmode(second, low)
     second.load()
     _pixels(second, add_to=pixels)
@@ -128,28 +139,32 @@ def _pixels(image: Image.Image, add_to: NDArray[np.uint16] | None = None) -> NDA
     channels = _DIRECT[image.mode]
     width, height = image.size
     result = np.empty((height, width, channels), np.uint8) if add_to is None else add_to
-    band = max(1, _BAND_PIXELS // width)
-    for start in range(0, height, band):
-        stop = min(start + band, height)
-        piece = np.asarray(image.crop((0, start, width, stop)))
-        target = result[start:stop]
-        if add_to is None:
-            target[...] = piece.reshape(target.shape)
-        else:
-            target |= piece.reshape(target.shape)
+    across = min(width, _BAND_PIXELS)
+    down = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            target = result[top : top + down, left : left + across]
+            box = (left, top, left + target.shape[1], top + target.shape[0])
+            piece = np.asarray(image.crop(box)).reshape(target.shape)
+            if add_to is None:
+                target[...] = piece
+            else:
+                target |= piece
     return result
 
 
 def _with_alpha(pixels: NDArray[Any], key: Any, scale: int) -> NDArray[Any]:
     """Alpha 0 where a pixel is the one transparent colour of its file, full elsewhere."""
-    colour = np.array(_as_tuple(key)) * scale
+    top = np.iinfo(pixels.dtype).max
+    # Some versions of Pillow have already spread a 1-bit key, hence the minimum.
+    colour = np.minimum(np.array(_as_tuple(key)) * scale, top)
     if colour.size != pixels.shape[2]:
         raise PictureError("its transparent colour does not fit its pixels")
     height, width, channels = pixels.shape
     result = np.empty((height, width, channels + 1), pixels.dtype)
     result[:, :, :channels] = pixels
     opaque = (pixels != colour).any(axis=2)
-    result[:, :, channels] = opaque * pixels.dtype.type(np.iinfo(pixels.dtype).max)
+    result[:, :, channels] = opaque * pixels.dtype.type(top)
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,11 +33,17 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
         partial.replace(target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
         raise PictureError(f"cannot write {path}: {_reason(error, target)}") from error
     except BaseException:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
         raise
+
+
+def _remove(path: Path) -> None:
+    # Whatever hinders this (a folder that vanished, say) must not hide the first error.
+    with suppress(OSError):
+        path.unlink()
 
 
 def _reason(error: OSError, target: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
+    Image,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -126,7 +127,9 @@ def read_picture(
         profile = image.info.get("icc_profile")
         exif = exif_bytes.strip_prefix(image.info.get("exif"))
         dpi = _dpi(image)
-        pixels = decode(image, kind, lambda: _open_frame(kind, file, frame, max_pixels))
+        # A GIF frame may be cropped from its canvas as it loads, which Pillow may warn about.
+        with _quiet() if kind == "GIF" else nullcontext():
+            pixels = decode(image, kind, lambda: _open_frame(kind, file, frame, max_pixels))
         if image.mode == "CMYK":
             profile = None
     return Picture(
@@ -187,6 +190,8 @@ def _opened(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tuple[str
                 raise
             except MemoryError as error:
                 raise PictureError("there is not enough memory to decode it") from error
+            except Image.DecompressionBombError as error:
+                raise PictureError(f"Pillow refuses it: {_one_line(error)}") from error
             except Exception as error:
                 if str(error) == "unknown pixel mode":
                     raise UnsupportedPictureError(f"{kind} of an {error}") from error
@@ -197,6 +202,14 @@ def _opened(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tuple[str
         raise PictureError(f"cannot read {path}: it is a folder; a file is accepted") from error
     except OSError as error:
         raise PictureError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pillow warns of oddities in metadata; here the pixels decide whether a file is sound."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _one_line(error: Exception) -> str:
@@ -226,9 +239,7 @@ def _kind(file: BinaryIO) -> str:
 def _open_frame(kind: str, file: BinaryIO, frame: int | None, max_pixels: int) -> ImageFile:
     """The header of the chosen frame, its size checked and its pixels not yet decoded."""
     file.seek(0)
-    with _WARNINGS, warnings.catch_warnings():
-        # Pillow warns of oddities in metadata; the pixels decide whether a file is sound.
-        warnings.simplefilter("ignore")
+    with _quiet():
         image: ImageFile = _OPENERS[kind](file, "")
         _check_size(image.size, max_pixels)
         frames = _frames(image)
