@@ -260,6 +260,13 @@ def test_sides_that_a_format_cannot_hold(tmp_path: Path, suffix: str, side: int)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tiff_beyond_4_gigabytes(tmp_path: Path) -> None:
+    vast = np.broadcast_to(np.uint8(0), (66_000, 66_000))
+    with pytest.raises(PictureError, match=r"a\.tif: TIFF holds 4 GB"):
+        write_picture(tmp_path / "a.tif", vast)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_requests_are_named(tmp_path: Path) -> None:
     pixels = np.zeros((4, 4, 3), np.uint8)
     with pytest.raises(UsageError, match=r"suffix '\.gif'.*\.png"):

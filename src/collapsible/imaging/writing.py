@@ -27,6 +27,8 @@ _FORMATS = {
     ".bmp": "BMP",
 }
 _LONGEST_SIDE = {"JPEG": 65_500, "WebP": 16_383}
+# Offsets have 32 bits; a megabyte is left for the directory and the profile.
+_LARGEST_TIFF = 2**32 - 2**20
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # A JPEG segment holds 65,533 bytes, the prefix included.
 _JPEG_EXIF_BYTES = 65_533 - len(PREFIX)
@@ -85,6 +87,11 @@ def write_picture(
         raise PictureError(
             f"cannot write {path}: {kind} holds sides up to {longest} pixels, the picture is "
             f"{width}x{height}; PNG and TIFF hold it"
+        )
+    if kind == "TIFF" and pixels.nbytes > _LARGEST_TIFF:
+        raise PictureError(
+            f"cannot write {path}: TIFF holds 4 GB, the picture has {pixels.nbytes} bytes; PNG "
+            "holds it"
         )
     profile = _fitting_profile(picture.icc_profile, channels)
     if kind == "PNG":
@@ -184,8 +191,6 @@ def _write_wide_tiff(
     """An uncompressed little-endian 16-bit RGB or RGBA TIFF 6.0; Pillow cannot write one."""
     height, width, channels = pixels.shape
     size = pixels.size * 2
-    if size > 2**32 - 2**20:
-        raise PictureError(f"TIFF holds 4 GB, the picture has {size} bytes; PNG holds it")
     short, long, rational, undefined = 3, 4, 5, 7
     resolution = [struct.pack("<II", round(value * 1000), 1000) for value in dpi or ()]
     tags: list[tuple[int, int, int, bytes]] = [
