@@ -9,8 +9,9 @@ import typer
 from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
 from collapsible.cli.train import train
+from collapsible.cli.upscale import upscale
 
-COMMANDS = (collapse, train)
+COMMANDS = (upscale, collapse, train)
 
 app = typer.Typer(
     name="collapsible",

@@ -1,0 +1,221 @@
+"""The engines that run a graph: OpenVINO, and ONNX Runtime as the second."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsible.errors import CollapsibleError, MissingExtraError, UnknownNameError, UsageError
+from collapsible.upscaler.graph_file import GraphFile
+
+ENGINES = ("openvino", "onnxruntime")
+PRECISIONS = ("fp32", "bf16")
+
+# bf16 must stay within 0.02 dB of fp32. If its error e is independent of the network's own error,
+# whose mean square at a typical 38 dB is m = 255^2 / 10^3.8 = 10.3, the loss is
+# 10 log10(1 + e^2 / m), which is 0.02 dB at e^2 = 0.0475.
+LARGEST_BF16_ERROR = 0.0475
+# Compiled graphs kept per engine: the common tile, and those at the picture's edges.
+_KEPT_SHAPES = 4
+
+
+class Engine(Protocol):
+    """A graph that is ready to run on this machine."""
+
+    name: str
+    precision: str
+
+    def run(self, tile: NDArray[Any]) -> NDArray[Any]:
+        """Enlarge uint8 [H, W, 3] to uint8 [s H, s W, 3], or float32 to float32.
+
+        Floats are in the range 0 to 255 on both sides, neither rounded nor clipped.
+        """
+        ...
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU; compiles a graph once for each tile shape."""
+
+    name = "openvino"
+
+    def __init__(self, graph: GraphFile, precision: str, threads: int | None = None) -> None:
+        import openvino
+
+        self._openvino = openvino
+        self.precision = precision
+        self._core = openvino.Core()
+        self._graph = graph
+        self._options: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "EXECUTION_MODE_HINT": "ACCURACY" if precision == "fp32" else "PERFORMANCE",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads:
+            self._options["INFERENCE_NUM_THREADS"] = threads
+        self._requests: OrderedDict[tuple[tuple[int, ...], bool], Any] = OrderedDict()
+
+    def _model(self, floats: bool) -> Any:
+        try:
+            model = self._core.read_model(self._graph.path)
+        except RuntimeError as error:
+            raise CollapsibleError(f"OpenVINO cannot read {self._graph.path}: {error}") from error
+        return self._without_rounding(model) if floats else model
+
+    def _without_rounding(self, model: Any) -> Any:
+        """The same graph from float to float: no casts, no clipping, no rounding at the end."""
+        opset = self._openvino.opset13
+        head = next(op for op in model.get_ordered_ops() if op.get_type_name() == "Convert")
+        parameter = opset.parameter([1, -1, -1, 3], np.float32, name="picture")
+        head.output(0).replace(parameter.output(0))
+        tail = model.get_results()[0].input_value(0)
+        while tail.get_node().get_type_name() in (
+            "Convert",
+            "Round",
+            "Clamp",
+            "Minimum",
+            "Maximum",
+        ):
+            inputs = tail.get_node().input_values()
+            tail = next(i for i in inputs if i.get_node().get_type_name() != "Constant")
+        make: Any = self._openvino.Model
+        return make([opset.result(tail)], [parameter], "floats")
+
+    def run(self, tile: NDArray[Any]) -> NDArray[Any]:
+        floats = tile.dtype == np.float32
+        key = (tile.shape, floats)
+        request = self._requests.get(key)
+        if request is None:
+            model = self._model(floats)
+            model.reshape([1, *tile.shape])
+            request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
+            self._requests[key] = request
+            if len(self._requests) > _KEPT_SHAPES:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(key)
+        result = request.infer([np.ascontiguousarray(tile)[None]], share_inputs=True)
+        return result[0][0]
+
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU."""
+
+    name = "onnxruntime"
+    precision = "fp32"
+
+    def __init__(self, graph: GraphFile, precision: str, threads: int | None = None) -> None:
+        if precision != "fp32":
+            raise UsageError(f"onnxruntime runs fp32 here, not {precision}; openvino runs both")
+        if find_spec("onnxruntime") is None:
+            raise MissingExtraError("--engine onnxruntime", "onnxruntime", "onnxruntime")
+        self._graph, self._threads = graph, threads
+
+    def _session(self, model: str | bytes) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if self._threads:
+            options.intra_op_num_threads = self._threads
+        try:
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exception types are not public
+            raise CollapsibleError(f"onnxruntime cannot run {self._graph.path}: {error}") from error
+
+    @cached_property
+    def _bytes(self) -> Any:
+        return self._session(str(self._graph.path))
+
+    @cached_property
+    def _floats(self) -> Any:
+        """The same graph from float to float: no casts, no clipping, no rounding at the end."""
+        if find_spec("onnx") is None:
+            raise MissingExtraError("16 bits with --engine onnxruntime", "onnx", "onnxruntime")
+        import onnx
+
+        model = onnx.load(str(self._graph.path))
+        nodes, graph = list(model.graph.node), model.graph
+        made = {output: node for node in nodes for output in node.output}
+        picture, upscaled = graph.input[0], graph.output[0]
+        head = next(n for n in nodes if n.op_type == "Cast" and n.input[0] == picture.name)
+        tail = upscaled.name
+        dropped = [head]
+        while made[tail].op_type in ("Cast", "Round", "Clip", "Min", "Max"):
+            dropped.append(made[tail])
+            tail = made[tail].input[0]
+        for node in nodes:
+            for index, name in enumerate(node.input):
+                if name == head.output[0]:
+                    node.input[index] = picture.name
+        for node in dropped:
+            graph.node.remove(node)
+        picture.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        upscaled.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+        upscaled.name = tail
+        return self._session(model.SerializeToString())
+
+    def run(self, tile: NDArray[Any]) -> NDArray[Any]:
+        session = self._floats if tile.dtype == np.float32 else self._bytes
+        feed = {session.get_inputs()[0].name: np.ascontiguousarray(tile)[None]}
+        return session.run(None, feed)[0][0]
+
+
+def _test_picture(side: int = 96) -> NDArray[np.uint8]:
+    """A picture with edges and textures at many scales, the same on every machine."""
+    y, x = np.mgrid[:side, :side] / side
+    rings = 60 * np.sign(np.sin(40 * np.hypot(x - 0.3, y - 0.6)))
+    weave = 30 * np.sin(90 * x) * np.sin(70 * y)
+    shade = 128 + 80 * (x - 0.5)
+    planes = [shade + rings + 0.5 * weave, shade + 0.6 * rings + weave, 255 - shade + weave]
+    return np.clip(np.stack(planes, -1), 0, 255).astype(np.uint8)
+
+
+def bf16_error(graph: GraphFile, threads: int | None = None) -> float | None:
+    """Mean square difference, in squared levels, of bf16 and fp32 on a test picture.
+
+    None where this CPU has no bf16 arithmetic. Measured, in a few hundredths of a second.
+    """
+    import openvino
+
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return None
+    picture = _test_picture()
+    fast, exact = (
+        OpenVinoEngine(graph, precision, threads).run(picture).astype(np.float64)
+        for precision in ("bf16", "fp32")
+    )
+    return float(np.mean((fast - exact) ** 2))
+
+
+def open_engine(
+    graph: GraphFile,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Engine:
+    """An engine for a graph: ``auto`` takes the fastest that is installed and good enough.
+
+    OpenVINO is the fastest on x86 CPUs by measurement (benchmarks/upscale.py). ``auto`` precision
+    is bf16 where the CPU computes in it and its error, measured here and now, costs less than
+    0.02 dB; else fp32.
+    Raises ``UnknownNameError`` for another engine or precision, ``UsageError`` for a pair that
+    does not exist, ``MissingExtraError`` for an engine that is not installed.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise UnknownNameError("engine", engine, ("auto", *ENGINES))
+    if precision not in ("auto", *PRECISIONS):
+        raise UnknownNameError("precision", precision, ("auto", *PRECISIONS))
+    if engine == "auto":
+        engine = "openvino" if find_spec("openvino") else "onnxruntime"
+    if engine == "onnxruntime":
+        return OnnxRuntimeEngine(graph, "fp32" if precision == "auto" else precision, threads)
+    if find_spec("openvino") is None:
+        raise CollapsibleError("openvino is not installed: pip install openvino")
+    if precision == "auto":
+        error = bf16_error(graph, threads)
+        precision = "bf16" if error is not None and error < LARGEST_BF16_ERROR else "fp32"
+    return OpenVinoEngine(graph, precision, threads)

@@ -1,0 +1,159 @@
+"""Enlarge pictures in memory, tile by tile, without seams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from collapsible.errors import UsageError
+from collapsible.upscaler.engines import open_engine
+from collapsible.upscaler.graph_file import find_graph
+from collapsible.weights import Card
+
+Tile = int | Literal["auto"]
+
+# Tile sides for "auto", measured (benchmarks/upscale.py): large enough that overlap costs little,
+# small enough that all feature maps of a tile stay in a few tens of megabytes.
+AUTO_TILE = (512, 512)
+# Compiled shapes are few if the sides of the last tiles are rounded up; the surplus is cropped.
+_STEP = 64
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows of the enlarged picture, from ``top`` down: pixels [rows, s W, C]."""
+
+    top: int
+    pixels: NDArray[Any]
+
+
+def _side(length: int, largest: int) -> int:
+    return min(largest, -(-length // _STEP) * _STEP)
+
+
+class Upscaler:
+    """A model made ready once, for as many pictures as come.
+
+    ``model`` is a shipped model's name, a ``Card`` or the path of an ``.onnx`` graph; ``engine``
+    and ``precision`` as for ``open_engine``; ``tile`` is the side of the input tiles in pixels or
+    ``"auto"``; ``threads`` limits the engine's CPU threads.
+
+    The picture is extended at its borders by replication, as far as the network sees; tiles
+    overlap by as much, so that in fp32 the result does not depend on the tiles at all, bit for
+    bit. Memory is bounded by a row of tiles, besides input and output.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Card = "sesr-m5",
+        *,
+        scale: int = 2,
+        engine: str = "auto",
+        precision: str = "auto",
+        tile: Tile = "auto",
+        threads: int | None = None,
+    ) -> None:
+        if tile != "auto" and (not isinstance(tile, int) or tile < 16):
+            raise UsageError(f"tile {tile!r}: 'auto' or a side of at least 16 pixels")
+        self.graph = find_graph(model, scale)
+        self.engine = open_engine(self.graph, engine, precision, threads)
+        self.scale = self.graph.scale
+        self._tile = AUTO_TILE if tile == "auto" else (int(tile), int(tile))
+
+    def __call__(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Enlarge uint8 or uint16 HxW or HxWx{1,2,3,4} (grey, +alpha, RGB, +alpha).
+
+        Returns the same kind of array, ``scale`` times as high and wide.
+        Raises ``UsageError`` for any other array.
+        """
+        flat = image.ndim == 2
+        pixels = check_image(image)
+        height, width, channels = pixels.shape
+        large = np.empty((height * self.scale, width * self.scale, channels), pixels.dtype)
+        for band in self.bands(pixels):
+            large[band.top : band.top + len(band.pixels)] = band.pixels
+        return large[..., 0] if flat else large
+
+    def bands(self, image: NDArray[Any]) -> Iterator[Band]:
+        """The enlarged picture in bands of rows from the top, for pictures too large to hold."""
+        pixels = check_image(image)
+        height, width, channels = pixels.shape
+        s, radius = self.scale, self.graph.radius
+        tile_height, tile_width = _side(height, self._tile[0]), _side(width, self._tile[1])
+        alpha = pixels[..., -1] if channels in (2, 4) else None
+        solid = alpha is not None and bool((alpha == alpha.flat[0]).all())
+        for top in range(0, height, tile_height):
+            rows = min(tile_height, height - top)
+            band = np.empty((rows * s, width * s, channels), pixels.dtype)
+            # Indices beyond the picture repeat its border; beyond the last row they fill up the
+            # tile, and what comes of them is cropped.
+            down = np.clip(np.arange(top - radius, top + tile_height + radius), 0, height - 1)
+            for left in range(0, width, tile_width):
+                columns = min(tile_width, width - left)
+                across = np.clip(np.arange(left - radius, left + tile_width + radius), 0, width - 1)
+                part = pixels[down[:, None], across]
+                into = band[:, left * s : (left + columns) * s]
+                if channels >= 3:
+                    into[..., :3] = self._run(part[..., :3])[: rows * s, : columns * s]
+                else:
+                    into[..., 0] = self._run_grey(part[..., 0])[: rows * s, : columns * s]
+                if alpha is None:
+                    continue
+                if solid:
+                    into[..., -1] = alpha.flat[0]
+                else:
+                    into[..., -1] = self._run_grey(part[..., -1])[: rows * s, : columns * s]
+            yield Band(top * s, band)
+
+    def _run(self, part: NDArray[Any]) -> NDArray[Any]:
+        """Enlarge one tile [H, W, 3], its surrounding included on the way in, not out."""
+        if part.dtype == np.uint16:
+            # 257 = 65535 / 255: the graph without its rounding works in levels of 8 bits.
+            floats = self.engine.run(part.astype(np.float32) / np.float32(257))
+            large = np.clip(np.rint(floats * np.float32(257)), 0, 65535).astype(np.uint16)
+        else:
+            large = self.engine.run(part)
+        edge = self.graph.radius * self.scale
+        return large[edge:-edge, edge:-edge] if edge else large
+
+    def _run_grey(self, plane: NDArray[Any]) -> NDArray[Any]:
+        """Enlarge one plane [H, W] as a grey picture: all three channels come out alike."""
+        return self._run(np.repeat(plane[..., None], 3, axis=2))[..., 1]
+
+
+def check_image(image: NDArray[Any]) -> NDArray[Any]:
+    """The array as HxWxC; raises ``UsageError`` that says what is accepted."""
+    accepted = "uint8 or uint16, HxW or HxWx{1,2,3,4}, no side empty"
+    if not isinstance(image, np.ndarray):
+        raise UsageError(f"an image is a NumPy array ({accepted}), not {type(image).__name__}")
+    shaped = image[..., None] if image.ndim == 2 else image
+    if (
+        shaped.ndim != 3
+        or not 1 <= shaped.shape[2] <= 4
+        or 0 in shaped.shape
+        or image.dtype not in (np.uint8, np.uint16)
+    ):
+        raise UsageError(f"image of shape {image.shape} and dtype {image.dtype}: {accepted}")
+    return shaped
+
+
+def upscale(
+    image: NDArray[Any],
+    scale: int = 2,
+    model: str | Path | Card = "sesr-m5",
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    tile: Tile = "auto",
+) -> NDArray[Any]:
+    """Enlarge one picture: uint8 or uint16, HxW or HxWx{1,2,3,4}; returns the same kind.
+
+    The network is opened for each call; for many pictures keep an ``Upscaler``.
+    Arguments and errors as for ``Upscaler``.
+    """
+    return Upscaler(model, scale=scale, engine=engine, precision=precision, tile=tile)(image)
