@@ -29,7 +29,6 @@ _FORMATS = {
 _LONGEST_SIDE = {"JPEG": 65_500, "WebP": 16_383}
 # Offsets have 32 bits; a megabyte is left for the directory and the profile.
 _LARGEST_TIFF = 2**32 - 2**20
-_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 # A JPEG segment holds 65,533 bytes, the prefix included.
 _JPEG_EXIF_BYTES = 65_533 - len(PREFIX)
 _BAND_PIXELS = 1 << 20
@@ -134,7 +133,7 @@ def write_picture(
 
 def _checked(pixels: NDArray[Any]) -> NDArray[Any]:
     shaped = pixels[:, :, None] if pixels.ndim == 2 else pixels
-    if shaped.ndim != 3 or shaped.shape[2] not in _MODES or 0 in shaped.shape:
+    if shaped.ndim != 3 or shaped.shape[2] not in (1, 2, 3, 4) or 0 in shaped.shape:
         raise UsageError(
             f"picture of shape {pixels.shape}: HxW and HxWx1 to HxWx4, not empty, are accepted"
         )
