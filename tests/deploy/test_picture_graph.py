@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from collapsible.deploy import build_picture_graph, save_graph
-from collapsible.deploy.picture_graph import bicubic_phases, write_whole
+from collapsible.deploy.picture_graph import bicubic_phases
 from collapsible.deploy.plain import phases_of_transposed
 from collapsible.errors import UsageError
 from collapsible.folding import collapse
@@ -163,20 +163,4 @@ def test_saved_graph_is_the_graph_and_nothing_is_left_over(tmp_path: Path) -> No
     model = build_picture_graph(create_model("sesr_m2"), name="sesr_m2")
     save_graph(model, tmp_path / "net.onnx")
     assert onnx.load(tmp_path / "net.onnx") == model
-    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = tmp_path / "net.onnx"
-    target.write_bytes(b"old")
-
-    def full(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        write_whole(target, b"new")
-    assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]

@@ -9,28 +9,27 @@ With M the 3x3 matrix of RGB to YCbCr, K its inverse and x the picture,
     the rest      K (input residual in Y, bicubic in Cb and Cr) M x: one 5x5 kernel from 3 to 3 s s.
 
 The last two read the same place, so they are one convolution of [features, x], and after it come
-only clipping, rounding and the shuffle to pixels.
+only the shuffle to pixels, clipping and rounding.
 
 Measured, SESR-M5 x2, 1080p to 4K, OpenVINO bf16, 2 threads of a busy EPYC without AMX, lowest of 6
 interleaved runs against the network on Y alone, and the picture's PSNR in bf16 less that in fp32
 (mean of Set5, Set14; the worst picture):
 
     two convolutions and their sum     1.13   -0.0075, -0.0044; -0.015 dB
-    one convolution of [features, x]   1.11   +0.0004, -0.0002; -0.002 dB
-    the same, x centred on 0           1.07   -0.0007, -0.0005; -0.003 dB    (built here)
+    one convolution of [features, x]   1.07   +0.0004, -0.0002; -0.002 dB
+    the same, x centred on 0           1.19   -0.0007, -0.0005; -0.003 dB    (built here)
     nearest neighbour added in fp32    1.18   +0.0000, -0.0004; -0.003 dB
 
-Adding two convolutions rounds one of them to bf16 at the size of a pixel (steps of one level above
-128); one convolution sums in fp32. Centring (x - 128 is exact in bf16) halves what the rounding of
-weights shifts in flat areas: the root mean square change fell from 0.34 to 0.25 levels. Shuffling
-the rounded uint8 moves a quarter of the bytes, and channels ordered (row, column, colour) make
-depth-to-space and the change to HWC one transposition.
+(the times are good to about 0.1: medians of the same runs lie between 0.99 and 1.07). Adding two
+convolutions rounds one of them to bf16 at the size of a pixel, in steps of one level above 128; one
+convolution sums in fp32. Centring is one subtraction at low resolution, and halves what the
+rounding of weights shifts in flat areas (x - 128 itself is exact in bf16): the root mean square
+change fell from 0.34 to 0.25 levels. Shuffling after the rounding, on uint8, gained nothing
+measurable, and not every runtime shuffles uint8; moving the channels last before it cost a third.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from collapsible.deploy.plain import Array, Layer, PlainNetwork, flatten_network
-from collapsible.imaging import RGB_TO_YCBCR, YCBCR_OFFSET, YCBCR_TO_RGB
+from collapsible.imaging import RGB_TO_YCBCR, YCBCR_OFFSET, YCBCR_TO_RGB, atomic_write
 
 # Old enough for runtimes of 2020, and the first with everything used here.
 OPSET = 13
@@ -63,23 +62,9 @@ def build_picture_graph(network: nn.Module, *, name: str) -> onnx.ModelProto:
 
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph whole or not at all."""
-    write_whole(path, model.SerializeToString(deterministic=True))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file through a neighbour that is renamed, so that no half of it ever shows."""
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(draft).chmod(0o644)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    """Write a graph whole or not at all; raises ``PictureError`` that names the path."""
+    with atomic_write(path) as stream:
+        stream.write(model.SerializeToString(deterministic=True))
 
 
 def bicubic_phases(scale: int) -> Array:
@@ -112,18 +97,10 @@ def assemble(plain: PlainNetwork, *, name: str) -> onnx.ModelProto:
     if beside is not None:
         y = graph.add("Concat", y, x, axis=1)
     y = graph.convolve(y, last)
-    y = graph.add(
-        "Clip", y, graph.constant(np.float32(0)), graph.constant(np.float32(255)), output="levels"
-    )
+    y = graph.add("DepthToSpace", y, blocksize=plain.scale, mode="DCR")
+    y = graph.add("Clip", y, graph.constant(np.float32(0)), graph.constant(np.float32(255)))
     y = graph.add("Cast", graph.add("Round", y), to=TensorProto.UINT8)
-    s = plain.scale
-    # [1, s s 3, H, W] to [1, H, W, s, s 3] to [1, H, s, W, s 3], which is the picture's own order.
-    y = graph.add("Transpose", y, perm=[0, 2, 3, 1])
-    y = graph.add("Reshape", y, graph.constant(np.array([0, 0, 0, s, 3 * s])))
-    y = graph.add("Transpose", y, perm=[0, 1, 3, 2, 4])
-    size = graph.add("Shape", "picture")
-    size = graph.add("Mul", size, graph.constant(np.array([1, s, s, 1])))
-    graph.add("Reshape", y, size, output="upscaled")
+    graph.add("Transpose", y, output="upscaled", perm=[0, 2, 3, 1])
     return graph.finish(name, plain)
 
 

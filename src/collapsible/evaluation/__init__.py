@@ -1,0 +1,22 @@
+"""How good a network is, by the field's protocol (floor 5; torch only inside functions)."""
+
+from collapsible.evaluation.evaluate import evaluate
+from collapsible.evaluation.measure import (
+    PROTOCOL,
+    EvaluationReport,
+    PictureScore,
+    evaluate_luma,
+    evaluate_pictures,
+)
+from collapsible.evaluation.pairs import PicturePair, read_pairs
+
+__all__ = [
+    "PROTOCOL",
+    "EvaluationReport",
+    "PicturePair",
+    "PictureScore",
+    "evaluate",
+    "evaluate_luma",
+    "evaluate_pictures",
+    "read_pairs",
+]

@@ -1,0 +1,94 @@
+"""Evaluate a shipped model, a checkpoint or plain bicubic on a folder of pictures."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from collapsible.errors import UsageError
+from collapsible.evaluation.measure import (
+    PROTOCOL,
+    EvaluationReport,
+    PictureScore,
+    Subject,
+    score,
+)
+from collapsible.evaluation.pairs import find_pairs, has_given_low, luma, read_pair
+from collapsible.imaging import resize
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    *,
+    scale: int = 2,
+    engine: str = "auto",
+    precision: str = "auto",
+    architecture: str | None = None,
+    on_picture: Callable[[int, int], None] | None = None,
+) -> EvaluationReport:
+    """Measure a model by the field's protocol (``PROTOCOL`` says it in words).
+
+    ``model`` is a shipped model's name, the path of a safetensors file (its network is known from
+    a card or a training run's facts beside it, or from ``architecture``), or ``"bicubic"``.
+    ``data`` is a folder of high-resolution pictures, or one that holds ``HR`` and ``LRx2`` and so
+    on, whose low-resolution pictures are then used; otherwise they are made by MATLAB's bicubic
+    with mirrored borders. ``engine`` and ``precision`` are those of ``collapsible.upscale``.
+    ``on_picture(done, total)`` is called after each picture.
+    Raises ``UnknownNameError``, ``UsageError``, ``PictureError``, ``WeightsError``, and
+    ``MissingExtraError`` where torch is needed and not installed.
+    """
+    data = Path(data)
+    files = find_pairs(data, scale)
+    scores = []
+    with tempfile.TemporaryDirectory(prefix="collapsible-") as scratch:
+        subject = _subject(model, scale, engine, precision, architecture, Path(scratch))
+        for done, (high, low) in enumerate(files, start=1):
+            pair = read_pair(high, low, scale)
+            own = score(pair, np.clip(subject.luma(pair.low), 0, 255), scale)
+            picture = score(pair, luma(subject.picture(pair.low)), scale)
+            scores.append(PictureScore(pair.name, *own, *picture))
+            if on_picture is not None:
+                on_picture(done, len(files))
+    return EvaluationReport(
+        model=subject.name,
+        scale=scale,
+        data=str(data),
+        low=f"LRx{scale}" if has_given_low(data, scale) else "MATLAB bicubic, mirrored borders",
+        protocol=PROTOCOL,
+        engine=subject.engine,
+        precision=subject.precision,
+        pictures=tuple(scores),
+    )
+
+
+def _subject(
+    model: str | Path,
+    scale: int,
+    engine: str,
+    precision: str,
+    architecture: str | None,
+    scratch: Path,
+) -> Subject:
+    if str(model).lower() == "bicubic":
+        return Subject(
+            "bicubic",
+            lambda low: resize(luma(low), scale=scale),
+            lambda low: resize(low, scale=scale),
+            "imaging.resize",
+            "exact",
+        )
+    from collapsible.evaluation.networks import checkpoint, require_torch, shipped
+
+    require_torch()
+    path = Path(model)
+    if path.suffix == ".safetensors":
+        return checkpoint(
+            path, scale, engine, precision, architecture=architecture, scratch=scratch
+        )
+    if architecture is not None:
+        raise UsageError(f"architecture={architecture!r} goes with a safetensors file, not a name")
+    return shipped(str(model), scale, engine, precision)
