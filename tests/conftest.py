@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
+from stand_in import RADIUS, build_graph
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -18,3 +21,22 @@ def shared_data() -> Path:
     if not (folder / "sr").is_dir():
         pytest.skip(f"real pictures not found at {folder} (set COLLAPSIBLE_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Graph files by scale, with cards beside them as the shipped ones have."""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {}
+    for scale in (2, 3):
+        path = build_graph(folder / f"stand_in_x{scale}.onnx", scale)
+        card = {
+            "architecture": "stand_in",
+            "scale": scale,
+            "parameters": 1,
+            "receptive_radius": RADIUS,
+            "sha256": {"onnx": hashlib.sha256(path.read_bytes()).hexdigest()},
+        }
+        path.with_suffix(".json").write_text(json.dumps(card))
+        files[scale] = path
+    return files

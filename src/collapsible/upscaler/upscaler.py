@@ -71,8 +71,8 @@ class Upscaler:
         Returns the same kind of array, ``scale`` times as high and wide.
         Raises ``UsageError`` for any other array.
         """
-        flat = image.ndim == 2
         pixels = check_image(image)
+        flat = image.ndim == 2
         height, width, channels = pixels.shape
         large = np.empty((height * self.scale, width * self.scale, channels), pixels.dtype)
         for band in self.bands(pixels):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
@@ -55,22 +53,3 @@ def build_graph(path: Path, scale: int, radius: int = RADIUS) -> Path:
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())
     return path
-
-
-@pytest.fixture(scope="session")
-def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Graph files by scale, with cards beside them as the shipped ones have."""
-    folder = tmp_path_factory.mktemp("weights")
-    files = {}
-    for scale in (2, 3):
-        path = build_graph(folder / f"stand_in_x{scale}.onnx", scale)
-        card = {
-            "architecture": "stand_in",
-            "scale": scale,
-            "parameters": 1,
-            "receptive_radius": RADIUS,
-            "sha256": {"onnx": hashlib.sha256(path.read_bytes()).hexdigest()},
-        }
-        path.with_suffix(".json").write_text(json.dumps(card))
-        files[scale] = path
-    return files

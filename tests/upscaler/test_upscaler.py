@@ -1,0 +1,167 @@
+"""Enlarging in memory: seams, borders, engines, kinds of pictures."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import collapsible
+from collapsible.errors import UnknownNameError, UsageError, WeightsError
+from collapsible.upscaler import Upscaler, find_graph, open_engine, read_graph_file, upscale
+
+ENGINES = ("openvino", "onnxruntime")
+
+
+def noise(*shape: int, kind: type = np.uint8, seed: int = 0) -> np.ndarray:
+    top = np.iinfo(kind).max
+    return np.random.default_rng(seed).integers(0, top, shape, kind, endpoint=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@settings(max_examples=12, deadline=None)
+@given(
+    height=st.integers(1, 150),
+    width=st.integers(1, 150),
+    tile=st.integers(16, 90),
+    kind=st.sampled_from([np.uint8, np.uint16]),
+    scale=st.sampled_from([2, 3]),
+)
+def test_tiles_leave_no_trace(graphs, engine, height, width, tile, kind, scale):
+    """Tiled and whole are the same, bit for bit, in fp32."""
+    image = noise(height, width, 3, kind=kind)
+    options = {"scale": scale, "engine": engine, "precision": "fp32", "threads": 1}
+    whole = Upscaler(graphs[scale], tile=2048, **options)(image)
+    tiled = Upscaler(graphs[scale], tile=tile, **options)(image)
+    assert whole.shape == (height * scale, width * scale, 3)
+    assert whole.dtype == kind
+    assert np.array_equal(tiled, whole)
+
+
+def test_the_radius_matters(tmp_path, graphs):
+    """The test above could fail: a graph that understates its radius shows its seams."""
+    from stand_in import RADIUS, build_graph
+
+    image = noise(100, 100, 3)
+    whole = Upscaler(graphs[2], engine="openvino", precision="fp32", tile=2048)(image)
+    lying = build_graph(tmp_path / "lying.onnx", 2, radius=RADIUS - 2)
+    tiled = Upscaler(lying, engine="openvino", precision="fp32", tile=32)(image)
+    assert not np.array_equal(tiled, whole)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_engines_agree(graphs, kind):
+    image = noise(61, 47, 3, kind=kind)
+    a, b = (
+        Upscaler(graphs[2], engine=engine, precision="fp32")(image).astype(np.int64)
+        for engine in ENGINES
+    )
+    assert np.abs(a - b).max() <= 1
+    assert (a != b).mean() < 0.001
+
+
+def test_borders_are_replicated(graphs):
+    """A picture and the same one, extended by its border by hand, agree where both exist."""
+    image = noise(40, 33, 3)
+    wide = np.pad(image, ((20, 20), (20, 20), (0, 0)), mode="edge")
+    upscaler = Upscaler(graphs[2], precision="fp32")
+    assert np.array_equal(upscaler(image), upscaler(wide)[40:-40, 40:-40])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(9, 7), (9, 7, 1), (9, 7, 2), (9, 7, 3), (9, 7, 4), (1, 1, 3)])
+def test_every_kind_comes_back_as_it_came(graphs, kind, shape):
+    result = upscale(noise(*shape, kind=kind), 2, graphs[2])
+    assert result.shape == (2 * shape[0], 2 * shape[1], *shape[2:])
+    assert result.dtype == kind
+
+
+def test_channels_go_where_they_belong(graphs):
+    upscaler = Upscaler(graphs[2], precision="fp32")
+    rgba = noise(20, 30, 4)
+    result = upscaler(rgba)
+    assert np.array_equal(result[..., :3], upscaler(rgba[..., :3]))
+    assert np.array_equal(result[..., 3], upscaler(rgba[..., 3]))
+    assert np.array_equal(upscaler(rgba[..., :2])[..., 0], upscaler(rgba[..., 0]))
+    rgba[..., 3] = 77
+    assert (upscaler(rgba)[..., 3] == 77).all()
+
+
+def test_sixteen_bits_are_more_than_eight(graphs):
+    """257 * v in 16 bits is v in 8; between the 8-bit steps 16 bits still tell apart."""
+    upscaler = Upscaler(graphs[2], precision="fp32")
+    image = noise(30, 40, 3)
+    fine = upscaler(image.astype(np.uint16) * 257)
+    assert np.abs(fine / 257 - upscaler(image)).max() <= 0.5 + 1e-2
+    assert len(np.unique(fine)) > 1000
+
+
+def test_bf16_is_close_where_the_cpu_has_it(graphs):
+    from collapsible.upscaler.engines import LARGEST_BF16_ERROR, bf16_error
+
+    graph = find_graph(graphs[2], 2)
+    error = bf16_error(graph)
+    chosen = open_engine(graph).precision
+    if error is None:
+        assert chosen == "fp32"
+        pytest.skip("this CPU has no bf16 arithmetic")
+    assert chosen == ("bf16" if error < LARGEST_BF16_ERROR else "fp32")
+    assert error < 1
+
+
+def test_no_socket_is_opened(graphs, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise AssertionError("a socket was asked for")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for engine in ENGINES:
+        assert upscale(noise(8, 8, 3), 2, graphs[2], engine=engine).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+        [[1, 2], [3, 4]],
+    ],
+)
+def test_what_is_no_picture_is_refused(graphs, image):
+    with pytest.raises(UsageError, match=r"uint8 or uint16, HxW or HxWx\{1,2,3,4\}"):
+        upscale(image, 2, graphs[2])
+
+
+def test_wrong_use_is_named(graphs, tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown engine 'openvin': did you mean 'openvino'"):
+        Upscaler(graphs[2], engine="openvin")
+    with pytest.raises(UnknownNameError, match="unknown precision"):
+        Upscaler(graphs[2], precision="fp8")
+    with pytest.raises(UsageError, match="onnxruntime runs fp32 here"):
+        Upscaler(graphs[2], engine="onnxruntime", precision="bf16")
+    with pytest.raises(UsageError, match="at least 16"):
+        Upscaler(graphs[2], tile=4)
+    with pytest.raises(WeightsError, match="enlarges x2, not x3"):
+        Upscaler(graphs[2], scale=3)
+    with pytest.raises(WeightsError, match="cannot read"):
+        Upscaler(tmp_path / "none.onnx")
+    for text in (b"not a graph at all", b"", b"\x0a\xff\xff"):
+        (tmp_path / "bad.onnx").write_bytes(text)
+        with pytest.raises(WeightsError, match=r"bad\.onnx"):
+            Upscaler(tmp_path / "bad.onnx")
+
+
+def test_graphs_state_their_facts(graphs):
+    graph = read_graph_file(graphs[3])
+    assert (graph.scale, graph.radius, graph.name) == (3, 4, "stand-in")
+
+
+def test_the_public_function_is_the_same_thing(graphs):
+    image = noise(12, 13, 3)
+    assert np.array_equal(collapsible.upscale(image, model=graphs[2]), upscale(image, 2, graphs[2]))
