@@ -8,10 +8,12 @@ import typer
 
 from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
+from collapsible.cli.evaluate import evaluate
+from collapsible.cli.models import models
 from collapsible.cli.train import train
 from collapsible.cli.upscale import upscale
 
-COMMANDS = (upscale, collapse, train)
+COMMANDS = (upscale, models, evaluate, train, collapse)
 
 app = typer.Typer(
     name="collapsible",
