@@ -35,10 +35,10 @@ def build_graph(path: Path, scale: int, radius: int = RADIUS) -> Path:
         helper.make_node("Conv", ["planes", "one"], ["copy"]),
         helper.make_node("Add", ["c2", "copy"], ["sum"]),
         helper.make_node("DepthToSpace", ["sum"], ["large"], blocksize=scale, mode="CRD"),
-        helper.make_node("Transpose", ["large"], ["pixels"], perm=[0, 2, 3, 1]),
-        helper.make_node("Clip", ["pixels", "low", "top"], ["clipped"]),
+        helper.make_node("Clip", ["large", "low", "top"], ["clipped"]),
         helper.make_node("Round", ["clipped"], ["rounded"]),
-        helper.make_node("Cast", ["rounded"], ["upscaled"], to=onnx.TensorProto.UINT8),
+        helper.make_node("Cast", ["rounded"], ["bytes"], to=onnx.TensorProto.UINT8),
+        helper.make_node("Transpose", ["bytes"], ["upscaled"], perm=[0, 2, 3, 1]),
     ]
     graph = helper.make_graph(
         nodes,

@@ -22,6 +22,8 @@ PRECISIONS = ("fp32", "bf16")
 LARGEST_BF16_ERROR = 0.0475
 # Compiled graphs kept per engine: the common tile, and those at the picture's edges.
 _KEPT_SHAPES = 4
+# OpenVINO's operations between the network's values and bytes.
+_ROUNDING = ("Convert", "Round", "Clamp", "Minimum", "Maximum")
 
 
 class Engine(Protocol):
@@ -72,16 +74,14 @@ class OpenVinoEngine:
         head = next(op for op in model.get_ordered_ops() if op.get_type_name() == "Convert")
         parameter = opset.parameter([1, -1, -1, 3], np.float32, name="picture")
         head.output(0).replace(parameter.output(0))
+        node = model.get_results()[0].input_value(0).get_node()
+        while (kind := node.get_type_name()) in (*_ROUNDING, "Transpose"):
+            inputs = node.input_values()
+            before = next(i for i in inputs if i.get_node().get_type_name() != "Constant")
+            if kind in _ROUNDING:
+                node.output(0).replace(before)
+            node = before.get_node()
         tail = model.get_results()[0].input_value(0)
-        while tail.get_node().get_type_name() in (
-            "Convert",
-            "Round",
-            "Clamp",
-            "Minimum",
-            "Maximum",
-        ):
-            inputs = tail.get_node().input_values()
-            tail = next(i for i in inputs if i.get_node().get_type_name() != "Constant")
         make: Any = self._openvino.Model
         return make([opset.result(tail)], [parameter], "floats")
 
@@ -142,17 +142,25 @@ class OnnxRuntimeEngine:
         made = {output: node for node in nodes for output in node.output}
         picture, upscaled = graph.input[0], graph.output[0]
         head = next(n for n in nodes if n.op_type == "Cast" and n.input[0] == picture.name)
+        renamed = {head.output[0]: picture.name}
+        graph.node.remove(head)
         tail = upscaled.name
-        dropped = [head]
-        while made[tail].op_type in ("Cast", "Round", "Clip", "Min", "Max"):
-            dropped.append(made[tail])
-            tail = made[tail].input[0]
-        for node in nodes:
+        while made[tail].op_type in ("Cast", "Round", "Clip", "Min", "Max", "Transpose"):
+            node = made[tail]
+            tail = node.input[0]
+            if node.op_type != "Transpose":
+                renamed[node.output[0]] = tail
+                graph.node.remove(node)
+
+        def source(name: str) -> str:
+            while name in renamed:
+                name = renamed[name]
+            return name
+
+        for node in graph.node:
             for index, name in enumerate(node.input):
-                if name == head.output[0]:
-                    node.input[index] = picture.name
-        for node in dropped:
-            graph.node.remove(node)
+                node.input[index] = source(name)
+        tail = source(upscaled.name)
         picture.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         upscaled.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         upscaled.name = tail
