@@ -64,3 +64,19 @@ def test_nothing_shipped_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("collapsible.weights.list_cards", lambda: list_cards(tmp_path))
     assert run() == (0, "no models are shipped with this version\n", "")
     assert json.loads(run("--json")[1]) == []
+
+
+def test_bench_measures_with_the_engine(
+    graphs: dict[int, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = graphs[2].parent
+    monkeypatch.setattr("collapsible.weights.list_cards", lambda: list_cards(folder))
+    monkeypatch.setattr("collapsible.cli.models.HEIGHT", 20)
+    monkeypatch.setattr("collapsible.cli.models.WIDTH", 24)
+    code, text, _ = run("--bench", "--json")
+    assert code == 0
+    rows = json.loads(text)
+    assert [row["scale"] for row in rows] == [2, 3]
+    assert all(0 < row["seconds_1080p"] < 60 for row in rows)
+    assert {row["engine"] for row in rows} == {"openvino"}
+    assert "s 1080p" in run("--bench")[1].splitlines()[0]

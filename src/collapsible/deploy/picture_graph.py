@@ -11,20 +11,21 @@ With M the 3x3 matrix of RGB to YCbCr, K its inverse and x the picture,
 The last two read the same place, so they are one convolution of [features, x], and after it come
 only the shuffle to pixels, clipping and rounding.
 
-Measured, SESR-M5 x2, 1080p to 4K, OpenVINO bf16, 2 threads of a busy EPYC without AMX, lowest of 6
-interleaved runs against the network on Y alone, and the picture's PSNR in bf16 less that in fp32
-(mean of Set5, Set14; the worst picture):
+Measured, SESR-M5 x2, 1080p to 4K, OpenVINO bf16, 2 threads of a busy EPYC without AMX: the time
+against the network on Y alone (least and median of 6 interleaved runs, good to about 0.1), and the
+picture's PSNR in bf16 less that in fp32 (mean of Set5, Set14; the worst picture):
 
-    two convolutions and their sum     1.13   -0.0075, -0.0044; -0.015 dB
-    one convolution of [features, x]   1.07   +0.0004, -0.0002; -0.002 dB
-    the same, x centred on 0           1.19   -0.0007, -0.0005; -0.003 dB    (built here)
-    nearest neighbour added in fp32    1.18   +0.0000, -0.0004; -0.003 dB
+    two convolutions and their sum     1.13, 1.05   -0.0075, -0.0044; -0.015 dB
+    one convolution of [features, x]   1.07, 1.07   +0.0004, -0.0002; -0.002 dB
+    the same, x centred on 0           1.19, 0.99   -0.0007, -0.0005; -0.003 dB    (built here)
+    nearest neighbour added in fp32    1.18, 1.06   +0.0000, -0.0004; -0.003 dB
 
-(the times are good to about 0.1: medians of the same runs lie between 0.99 and 1.07). Adding two
-convolutions rounds one of them to bf16 at the size of a pixel, in steps of one level above 128; one
-convolution sums in fp32. Centring is one subtraction at low resolution, and halves what the
-rounding of weights shifts in flat areas (x - 128 itself is exact in bf16): the root mean square
-change fell from 0.34 to 0.25 levels. Shuffling after the rounding, on uint8, gained nothing
+The graph as built, by benchmarks/colour.py later: 1.08, 1.09 (bf16) and 1.03, 1.09 (fp32).
+
+Adding two convolutions rounds one of them to bf16 at the size of a pixel, in steps of one level
+above 128; one convolution sums in fp32. Centring is one subtraction at low resolution, and lessens
+what the rounding of weights shifts in flat areas (x - 128 itself is exact in bf16): the root mean
+square change fell from 0.34 to 0.25 levels. Shuffling after the rounding, on uint8, gained nothing
 measurable, and not every runtime shuffles uint8; moving the channels last before it cost a third.
 """
 
