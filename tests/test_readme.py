@@ -11,6 +11,7 @@ from typer.main import get_command
 
 from collapsible.cli.app import app
 from collapsible.imaging import picture_info
+from collapsible.weights import list_cards
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -50,3 +51,17 @@ def test_the_extras_of_the_readme_exist() -> None:
 def test_links_of_the_documents_lead_somewhere() -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (REPOSITORY / target).exists(), target
+
+
+def test_the_table_of_models_is_what_the_cards_say() -> None:
+    """To renew it: put the output of ``collapsible models`` between the two marks, fenced."""
+    block = re.search(r"<!-- models: begin.*?-->\n(.*?)<!-- models: end -->", README, re.DOTALL)
+    assert block
+    cards = list_cards()
+    if not cards:
+        assert "No weights are shipped yet." in block[1]
+    for card in cards:
+        row = re.search(rf"^{card.name} +x{card.scale} .*$", block[1], re.MULTILINE)
+        assert row, f"{card.name} x{card.scale} is not in the README"
+        for values in card.metrics.values():
+            assert f"{values['psnr']:.2f}" in row[0].split()
