@@ -19,6 +19,7 @@ import pytest
 from PIL import Image, ImageCms
 from typer.testing import CliRunner
 
+from collapsible.cli import main
 from collapsible.cli.app import app
 from collapsible.imaging import picture_info
 
@@ -286,6 +287,17 @@ def test_interrupted_and_taken_up_again(tmp_path, graphs):
     assert again.returncode == 0
     assert len(list(target.iterdir())) == 40
     assert all(path.stat().st_mtime_ns == times[path] for path in finished)
+
+
+def test_interrupted_before_the_command_begins(monkeypatch, capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("collapsible.cli.app.app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "collapsible: interrupted\n"
 
 
 MEMORY = """

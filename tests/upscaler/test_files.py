@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from collapsible.errors import UsageError
-from collapsible.imaging import read_picture
+from collapsible.imaging import read_picture, write_picture
 from collapsible.upscaler import Upscaler
 from collapsible.upscaler import files as files_module
 from collapsible.upscaler.files import plan_jobs, upscale_files
@@ -84,7 +86,7 @@ def test_large_pictures_take_another_way_to_the_same_result(tmp_path, graphs, mo
     photo = save(tmp_path / f"photo{suffix}", 150, 170)
     upscaler = Upscaler(graphs[2], precision="fp32", tile=64)
     upscale_files(plan_jobs([photo], tmp_path / f"small{suffix}"), upscaler)
-    monkeypatch.setattr(files_module, "_LARGE_PIXELS", 100)
+    monkeypatch.setattr(files_module, "_LARGE_BYTES", 100)
     upscale_files(plan_jobs([photo], tmp_path / f"large{suffix}"), upscaler)
     small, large = (read_picture(tmp_path / f"{n}{suffix}").pixels for n in ("small", "large"))
     assert np.array_equal(small, large)
@@ -118,3 +120,51 @@ def test_more_pictures_than_the_queues_hold(tmp_path, graphs):
         save(tmp_path / "in" / f"{number:02}.png", 10 + number, 20)
     outcomes = upscale_files(plan_jobs([tmp_path / "in"]), Upscaler(graphs[2]))
     assert [o.size for o in outcomes] == [(40, 20 + 2 * n) for n in range(15)]
+
+
+def test_what_is_large_is_the_result(tmp_path, graphs, monkeypatch):
+    """Of four pictures with as many pixels, those with the largest results go the other way."""
+    kinds = {"grey": (1, np.uint8), "deep": (1, np.uint16), "rgb": (3, np.uint8)}
+    for name, (channels, kind) in kinds.items():
+        write_picture(tmp_path / f"{name}.png", np.zeros((10, 10, channels), kind))
+    taken = []
+    large = files_module._Pipeline.large
+    monkeypatch.setattr(
+        files_module._Pipeline,
+        "large",
+        lambda self, job: taken.append(job.source.stem) or large(self, job),
+    )
+    # x2 gives 400 bytes of grey, 800 of 16-bit grey, 1200 of RGB; x3 900, 1800, 2700.
+    for scale, limit, expected in (
+        (2, 799, ["deep", "rgb"]),
+        (2, 800, ["rgb"]),
+        (3, 1800, ["rgb"]),
+    ):
+        taken.clear()
+        monkeypatch.setattr(files_module, "_LARGE_BYTES", limit)
+        jobs = plan_jobs([tmp_path / f"{n}.png" for n in kinds], tmp_path / "out", scale=scale)
+        outcomes = upscale_files(jobs, Upscaler(graphs[scale], scale=scale), overwrite=True)
+        assert [o.status for o in outcomes] == ["done"] * 3
+        assert taken == expected
+
+
+def test_interrupted_while_it_reports(tmp_path, graphs):
+    """When the interruption arrives at the caller, nothing is being written any more."""
+    for number in range(8):
+        save(tmp_path / "in" / f"{number}.png", 200, 200)
+
+    def interrupt(_outcome):
+        raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt) as caught:
+        upscale_files(plan_jobs([tmp_path / "in"]), Upscaler(graphs[2]), on_outcome=interrupt)
+    assert caught.traceback  # which holds the frames, and all that they hold, alive
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(1)
+    assert not any(thread.is_alive() for thread in left)
+    written = list((tmp_path / "in_x2").iterdir())
+    assert 1 <= len(written) < 8
+    for path in written:
+        assert read_picture(path).pixels.shape == (400, 400, 3)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import collapsible
 from collapsible.errors import UnknownNameError, UsageError, WeightsError
 from collapsible.upscaler import Upscaler, find_graph, open_engine, read_graph_file, upscale
+from collapsible.weights import read_card
 
 ENGINES = ("openvino", "onnxruntime")
 
@@ -160,6 +161,60 @@ def test_wrong_use_is_named(graphs, tmp_path):
 def test_graphs_state_their_facts(graphs):
     graph = read_graph_file(graphs[3])
     assert (graph.scale, graph.radius, graph.name) == (3, 4, "stand-in")
+
+
+@pytest.mark.parametrize(
+    "size", [(1080, 1920), (720, 1280), (2160, 3840), (6000, 8000), (641, 650)]
+)
+def test_automatic_tiles_waste_little(graphs, size):
+    """All tiles are alike, and together hardly larger than the picture and its surroundings."""
+    upscaler = Upscaler(graphs[2])
+    shapes = []
+
+    class Nearest:
+        name, precision = "nearest", "fp32"
+
+        def run(self, tile):
+            shapes.append(tile.shape[:2])
+            return tile.repeat(2, 0).repeat(2, 1)
+
+    upscaler.engine = Nearest()
+    image = np.zeros((*size, 3), np.uint8)
+    image[-1, -1] = 7
+    assert upscaler(image)[-1, -1].tolist() == [7, 7, 7]
+    assert len(set(shapes)) == 1
+    height, width = shapes[0]
+    assert max(height, width) <= 640 + 2 * 4
+    assert sum((h - 8) * (w - 8) for h, w in shapes) < 1.1 * size[0] * size[1]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_graph_of_another_kind_is_named(tmp_path, engine):
+    """Its facts are stated, but it takes floats in planes."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info(name, kind, [1, 3, "H", "W"]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    for key in ("scale", "receptive_radius"):
+        model.metadata_props.add(key=f"collapsible.{key}", value="2")
+    path = tmp_path / "planes.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(WeightsError, match=r"planes\.onnx does not go from one uint8 picture"):
+        Upscaler(path, engine=engine)
+
+
+def test_a_damaged_shipped_graph_is_refused(tmp_path, graphs):
+    """A changed weight would pass every other check, and spoil every picture."""
+    for path in (graphs[2], graphs[2].with_suffix(".json")):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    card = read_card(tmp_path / graphs[2].with_suffix(".json").name)
+    assert find_graph(card, 2).scale == 2
+    content = bytearray(card.onnx_path.read_bytes())
+    content[content.index(b"w0") - 100] ^= 1
+    card.onnx_path.write_bytes(content)
+    with pytest.raises(WeightsError, match="damaged or another file"):
+        Upscaler(card)
 
 
 def test_the_public_function_is_the_same_thing(graphs):

@@ -10,7 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsible.errors import CollapsibleError, MissingExtraError, UnknownNameError, UsageError
+from collapsible.errors import (
+    CollapsibleError,
+    MissingExtraError,
+    UnknownNameError,
+    UsageError,
+    WeightsError,
+)
 from collapsible.imaging import rgb_to_y
 from collapsible.upscaler.graph_file import GraphFile
 
@@ -25,6 +31,14 @@ LARGEST_BF16_ERROR = 0.0475
 _KEPT_SHAPES = 4
 # OpenVINO's operations between the network's values and bytes.
 _ROUNDING = ("Convert", "Round", "Clamp", "Minimum", "Maximum")
+
+
+def _check_contract(graph: GraphFile, kept: bool) -> None:
+    if not kept:
+        raise WeightsError(
+            f"{graph.path} does not go from one uint8 picture [1, H, W, 3] to another: "
+            "only graphs made by collapsible enlarge pictures"
+        )
 
 
 class Engine(Protocol):
@@ -52,7 +66,18 @@ class OpenVinoEngine:
         self._openvino = openvino
         self.precision = precision
         self._core = openvino.Core()
-        self._graph = graph
+        try:
+            self._network = self._core.read_model(graph.path)
+        except RuntimeError as error:
+            raise CollapsibleError(f"OpenVINO cannot read {graph.path}: {error}") from error
+        ports = (*self._network.inputs, *self._network.outputs)
+        pictures = openvino.PartialShape([1, -1, -1, 3])
+        kept = len(ports) == 2 and all(
+            port.get_element_type() == openvino.Type.u8
+            and port.get_partial_shape().compatible(pictures)
+            for port in ports
+        )
+        _check_contract(graph, kept)
         self._options: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             "EXECUTION_MODE_HINT": "ACCURACY" if precision == "fp32" else "PERFORMANCE",
@@ -61,13 +86,6 @@ class OpenVinoEngine:
         if threads:
             self._options["INFERENCE_NUM_THREADS"] = threads
         self._requests: OrderedDict[tuple[tuple[int, ...], bool], Any] = OrderedDict()
-
-    def _model(self, floats: bool) -> Any:
-        try:
-            model = self._core.read_model(self._graph.path)
-        except RuntimeError as error:
-            raise CollapsibleError(f"OpenVINO cannot read {self._graph.path}: {error}") from error
-        return self._without_rounding(model) if floats else model
 
     def _without_rounding(self, model: Any) -> Any:
         """The same graph from float to float: no casts, no clipping, no rounding at the end."""
@@ -91,7 +109,9 @@ class OpenVinoEngine:
         key = (tile.shape, floats)
         request = self._requests.get(key)
         if request is None:
-            model = self._model(floats)
+            model = self._network.clone()
+            if floats:
+                model = self._without_rounding(model)
             model.reshape([1, *tile.shape])
             request = self._core.compile_model(model, "CPU", self._options).create_infer_request()
             self._requests[key] = request
@@ -114,6 +134,13 @@ class OnnxRuntimeEngine:
         if find_spec("onnxruntime") is None:
             raise MissingExtraError("--engine onnxruntime", "onnxruntime", "onnxruntime")
         self._graph, self._threads = graph, threads
+        self._bytes = self._session(str(graph.path))
+        ports = (*self._bytes.get_inputs(), *self._bytes.get_outputs())
+        kept = len(ports) == 2 and all(
+            port.type == "tensor(uint8)" and len(port.shape) == 4 and port.shape[3] in (3, None)
+            for port in ports
+        )
+        _check_contract(graph, kept)
 
     def _session(self, model: str | bytes) -> Any:
         import onnxruntime
@@ -126,10 +153,6 @@ class OnnxRuntimeEngine:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exception types are not public
             raise CollapsibleError(f"onnxruntime cannot run {self._graph.path}: {error}") from error
-
-    @cached_property
-    def _bytes(self) -> Any:
-        return self._session(str(self._graph.path))
 
     @cached_property
     def _floats(self) -> Any:

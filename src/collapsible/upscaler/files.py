@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from collapsible.imaging import (
 )
 from collapsible.upscaler.upscaler import Upscaler
 
-# Pictures above this are neither read ahead nor kept waiting for the writer.
-_LARGE_PIXELS = 12_000_000
+# Pictures with a result above this are neither read ahead nor kept waiting for the writer: a
+# photograph of 12 megapixels x2. Four such results wait or are written at a time.
+_LARGE_BYTES = 150_000_000
 SUFFIXES = {
     "png": ".png",
     "jpeg": ".jpg",
@@ -123,9 +125,10 @@ def plan_jobs(
     return jobs
 
 
-def _large(job: Job) -> bool:
+def _large(job: Job, scale: int) -> bool:
     info = picture_info(job.source)
-    return info.width * info.height > _LARGE_PIXELS
+    values = info.width * info.height * info.channels * scale**2
+    return values * info.bits // 8 > _LARGE_BYTES
 
 
 def _enlarged(picture: Picture, pixels: np.ndarray, scale: int) -> Picture:
@@ -158,7 +161,8 @@ class _Pipeline:
                 return
             try:
                 # A large picture is read by the main thread itself, when nothing else is held.
-                item = None if _large(job) else read_picture(job.source, frame=self.frame)
+                large = _large(job, self.upscaler.scale)
+                item = None if large else read_picture(job.source, frame=self.frame)
             except Exception as error:
                 self._put(self.read, (job, error))
             else:
@@ -174,9 +178,12 @@ class _Pipeline:
                 self.outcomes.put(_failed(job, error))
             else:
                 self.outcomes.put(_done(job, picture.pixels.shape, seconds))
+            del item, picture
+            self.write.task_done()
 
     def large(self, job: Job) -> Outcome:
         """Enlarge one large picture holding as little of it as the format allows."""
+        self.write.join()  # what waits for the writer would be held besides
         picture = read_picture(job.source, frame=self.frame)
         height, width, channels = picture.pixels.shape
         shape = (height * self.upscaler.scale, width * self.upscaler.scale, channels)
@@ -249,12 +256,14 @@ def upscale_files(
             note(_failed(job, PictureError(f"cannot write {job.target}: {reason}")))
             continue
         todo.append(job)
-    for outcome in _run(todo, _Pipeline(upscaler, frame, quality)):
-        note(outcome)
+    # Closed here and now if ``note`` is interrupted, so that no thread is cut off in a file.
+    with closing(_run(todo, _Pipeline(upscaler, frame, quality))) as finished:
+        for outcome in finished:
+            note(outcome)
     return [outcomes[job.target] for job in jobs]
 
 
-def _run(jobs: list[Job], pipeline: _Pipeline) -> Iterator[Outcome]:
+def _run(jobs: list[Job], pipeline: _Pipeline) -> Generator[Outcome, None, None]:
     writer = threading.Thread(target=pipeline.writer, daemon=True)
     reader = threading.Thread(target=pipeline.reader, args=(jobs,), daemon=True)
     reader.start()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from collapsible.errors import WeightsError
-from collapsible.weights import Card, find_card
+from collapsible.weights import Card, find_card, sha256
 
 # ModelProto.metadata_props and StringStringEntryProto.key/.value in onnx.proto3.
 _METADATA, _KEY, _VALUE = 14, 1, 2
@@ -94,11 +94,23 @@ def find_graph(model: str | Path | Card, scale: int) -> GraphFile:
     ``WeightsError`` for a file that will not do.
     """
     if isinstance(model, Card):
-        return read_graph_file(model.onnx_path)
+        return _graph_of(model)
     path = Path(model)
     if path.suffix == ".onnx":
         graph = read_graph_file(path)
         if graph.scale != scale:
             raise WeightsError(f"{path} enlarges x{graph.scale}, not x{scale}")
         return graph
-    return read_graph_file(find_card(str(model), scale).onnx_path)
+    return _graph_of(find_card(str(model), scale))
+
+
+def _graph_of(card: Card) -> GraphFile:
+    """A card's graph, if it is the one that the card describes."""
+    graph = read_graph_file(card.onnx_path)
+    stated = card.sha256.get("onnx")
+    if stated and sha256(card.onnx_path) != stated:
+        raise WeightsError(
+            f"{card.onnx_path} is damaged or another file: its SHA-256 is not the one in "
+            f"{card.path.name}"
+        )
+    return graph
