@@ -79,6 +79,9 @@ def _compose_same_groups(first: Tensor, second: Tensor, groups: int) -> Tensor:
     out_channels, _, second_height, second_width = second.shape
     if second_height == second_width == 1 or first_height == first_width == 1:
         # A matrix product: the common case of every training step (1x1 after or before k x k).
+        if groups == 1 and second_height == second_width == 1:
+            merged = second.flatten(1) @ first.flatten(1)
+            return merged.reshape(out_channels, within, first_height, first_width)
         a = first.reshape(groups, middle // groups, within, first_height, first_width)
         b = second.reshape(
             groups, out_channels // groups, middle // groups, second_height, second_width

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collapsible.blocks import CollapsibleConv2d
+from collapsible.blocks import CollapsibleConv2d, FastPReLU
 from collapsible.blocks.collapsible_conv import Mode
 from collapsible.errors import UsageError
 from collapsible.models.registry import register
@@ -31,7 +31,7 @@ COLOUR_CHANNELS: dict[str, int] = {"y": 1, "rgb": 3}
 def activation(kind: str, channels: int) -> nn.Module:
     """A PReLU with a slope a channel, or a ReLU. Raises ``UsageError`` for another kind."""
     if kind == "prelu":
-        return nn.PReLU(channels)
+        return FastPReLU(channels)
     if kind == "relu":
         return nn.ReLU()
     raise UsageError(f"activation {kind!r}: known are 'prelu' and 'relu'")

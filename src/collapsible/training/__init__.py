@@ -1,4 +1,4 @@
-"""Training: one loop, its tasks, their data and recipes (floor 4)."""
+"""Training: one loop, its tasks, their data and recipes (floor 6)."""
 
 from collapsible.training.loop import Progress, TrainingReport, start_fabric, train
 from collapsible.training.recipes import Recipe, list_recipes, read_recipe
