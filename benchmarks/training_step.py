@@ -12,12 +12,15 @@ MACs are counted (convolutions of one forward pass, batch 32 of 64x64: the paper
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 BATCH, PATCH = 32, 64
@@ -51,7 +54,35 @@ def measure(mode: str, steps: int, threads: int) -> dict[str, float]:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     times = [step(BATCH) for _ in range(steps + 1)]
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": statistics.median(times[1:]), "mebibytes": (after - before) / 1024}
+    return {
+        "seconds": statistics.median(times[1:]),
+        "tensor_mebibytes": tensor_peak(lambda: step(BATCH)),
+        "resident_mebibytes": (after - before) / 1024,
+    }
+
+
+def tensor_peak(work: Callable[[], object]) -> float:
+    """The most memory, in MiB, that tensors allocated during ``work`` hold at one time."""
+    import torch
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+        ) as profile,
+    ):
+        work()
+        profile.stop()
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted(
+        (event["ts"], event["args"]["Bytes"])
+        for event in events
+        if event.get("name") == "[memory]" and event["args"]["Device Type"] == 0
+    )
+    held = list(itertools.accumulate(change for _, change in changes))
+    return max(held) / 2**20
 
 
 def forward_macs() -> dict[str, float]:
@@ -84,17 +115,12 @@ def main() -> None:
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             found.append(json.loads(output.splitlines()[-1]))
     result: dict[str, object] = {"threads": given.threads, "gmacs_forward_counted": forward_macs()}
+    keys = ("seconds", "tensor_mebibytes", "resident_mebibytes")
     summary = {
-        mode: {
-            "seconds": statistics.median(r["seconds"] for r in found),
-            "peak_mebibytes": statistics.median(r["mebibytes"] for r in found),
-        }
+        mode: {key: statistics.median(run[key] for run in found) for key in keys}
         for mode, found in runs.items()
     }
-    ratios = {
-        key: summary["expanded"][key] / summary["collapsed"][key]
-        for key in ("seconds", "peak_mebibytes")
-    }
+    ratios = {key: summary["expanded"][key] / summary["collapsed"][key] for key in keys}
     result |= {"measured": summary, "expanded_over_collapsed": ratios, "runs": runs}
     print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=2))
     if given.json:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from stand_in import RADIUS, build_graph
+
+# Under nohup children inherit an ignored SIGINT, and no test could interrupt one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
