@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 import collapsible
 from collapsible.errors import UnknownNameError, UsageError, WeightsError
-from collapsible.upscaler import Upscaler, find_graph, open_engine, read_graph_file, upscale
+from collapsible.upscaler import (
+    Upscaler,
+    engines,
+    find_graph,
+    open_engine,
+    read_graph_file,
+    upscale,
+)
 from collapsible.weights import read_card
 
 ENGINES = ("openvino", "onnxruntime")
@@ -186,6 +193,24 @@ def test_automatic_tiles_waste_little(graphs, size):
     height, width = shapes[0]
     assert max(height, width) <= 640 + 2 * 4
     assert sum((h - 8) * (w - 8) for h, w in shapes) < 1.1 * size[0] * size[1]
+
+
+def test_compiled_graphs_are_bounded(graphs, monkeypatch):
+    """Many small shapes are kept, few large ones, and what was used last among them."""
+    monkeypatch.setattr(engines, "KEPT_PIXELS", 1000)
+    engine = engines.OpenVinoEngine(find_graph(graphs[2], 2), "fp32", 1)
+
+    def kept(*sides):
+        for side in sides:
+            engine.run(noise(side, side, 3))
+        return [shape[0] for shape, _ in engine._requests]
+
+    assert kept(10, 11, 12, 13) == [10, 11, 12, 13]
+    assert kept(10, 20) == [11, 12, 13, 10, 20]  # 934 pixels
+    assert kept(21) == [10, 20, 21]  # 441 more: three must go
+    assert kept(30) == [30]
+    assert kept(40) == [40]
+    assert kept(40, 5) == [5]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

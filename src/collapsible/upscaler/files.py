@@ -181,6 +181,13 @@ class _Pipeline:
             del item, picture
             self.write.task_done()
 
+    def small(self, job: Job, picture: Picture) -> None:
+        """Enlarge a picture and leave the result to the writer alone."""
+        start = time.perf_counter()
+        pixels = self.upscaler(picture.pixels)
+        seconds = time.perf_counter() - start
+        self.write.put((job, _enlarged(picture, pixels, self.upscaler.scale), seconds))
+
     def large(self, job: Job) -> Outcome:
         """Enlarge one large picture holding as little of it as the format allows."""
         self.write.join()  # what waits for the writer would be held besides
@@ -277,11 +284,7 @@ def _run(jobs: list[Job], pipeline: _Pipeline) -> Generator[Outcome, None, None]
                 if picture is None:
                     yield pipeline.large(job)
                 else:
-                    start = time.perf_counter()
-                    pixels = pipeline.upscaler(picture.pixels)
-                    seconds = time.perf_counter() - start
-                    result = _enlarged(picture, pixels, pipeline.upscaler.scale)
-                    pipeline.write.put((job, result, seconds))
+                    pipeline.small(job, picture)
             except Exception as error:
                 yield _failed(job, error)
             while not pipeline.outcomes.empty():
