@@ -176,16 +176,20 @@ def test_a_short_training_on_real_pictures_beats_bicubic(shared_data, recipe_fil
     assert report.metrics["Set5"] > 34.2
 
 
-def test_validation_is_what_evaluate_prints(shared_data, recipe_file):
-    """The curve of a run and the figure of ``collapsible evaluate`` are one measure."""
+@pytest.mark.parametrize("name", ["Set5", "Set14"])
+def test_validation_is_what_evaluate_prints(shared_data, recipe_file, name):
+    """The curve of a run and the figure of ``collapsible evaluate`` are one measure.
+
+    Set14 has a grey picture, whose values are its luma.
+    """
     from collapsible.evaluation import evaluate_luma, read_pairs
     from collapsible.evaluation.networks import luma_function
 
     recipe = read_recipe(recipe_file())
-    hr = shared_data / "sr/Set5/HR"
+    pictures = shared_data / "sr" / name / "HR"
     network = build_network(recipe).eval()
-    task = SuperResolution(recipe, [hr], {"Set5": hr})
-    scores = evaluate_luma(luma_function(network), read_pairs(hr, 2), 2)
-    assert task.validate(network)["Set5"] == pytest.approx(
+    task = SuperResolution(recipe, [pictures], {name: pictures})
+    scores = evaluate_luma(luma_function(network), read_pairs(pictures, 2), 2)
+    assert task.validate(network)[name] == pytest.approx(
         sum(psnr for psnr, _ in scores) / len(scores), abs=2e-3
     )

@@ -26,7 +26,7 @@ from collapsible.imaging import (
 # half the memory of floats.
 LUMA_STEPS = 256.0
 # Raise when the layout or the arithmetic of the cache changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 def cache_folder() -> Path:
@@ -46,11 +46,14 @@ def as_rgb8(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else np.ascontiguousarray(colour)
 
 
-def _planes(rgb: np.ndarray, colour: str) -> np.ndarray:
-    """The form that is cached: [H, W, 1] uint16 luma in 1/256 levels, or the RGB itself."""
+def _planes(pixels: np.ndarray, colour: str) -> np.ndarray:
+    """The form that is cached: [H, W, 1] uint16 luma in 1/256 levels, or the RGB itself.
+
+    Where luma is asked for, one channel is luma already.
+    """
     if colour == "rgb":
-        return rgb
-    luma = rgb_to_y(rgb.astype(np.float32))
+        return pixels
+    luma = pixels[..., 0] if pixels.shape[2] == 1 else rgb_to_y(pixels.astype(np.float32))
     return np.rint(luma * LUMA_STEPS).astype(np.uint16)[..., None]
 
 
@@ -73,7 +76,8 @@ class PairedPictures:
     """All pictures below some folders with their reduced copies by MATLAB's bicubic.
 
     ``pairs`` holds memory-mapped arrays, so several processes share one copy. ``skipped`` names
-    the files that could not be read and why.
+    the files that could not be read and why. With ``grey_is_luma`` the values of a grey picture are
+    its luma, as the field measures; without, it goes through RGB, as when it is enlarged.
     Raises ``UsageError`` if a folder is missing or no picture is large enough for ``smallest``
     low-resolution pixels a side.
     """
@@ -86,6 +90,7 @@ class PairedPictures:
         colour: str,
         rescale: tuple[float, ...] = (1.0,),
         smallest: int = 1,
+        grey_is_luma: bool = False,
         cache: Path | None = None,
         on_picture: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -95,10 +100,14 @@ class PairedPictures:
                 raise UsageError(f"no folder of pictures at {folder}")
             files += list_pictures(folder, recursive=True)
         self.scale, self.colour, self.rescale = scale, colour, rescale
+        self.grey_is_luma = grey_is_luma and colour == "y"
         described = [
             (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files
         ]
-        settings = [CACHE_VERSION, scale, colour, list(rescale), smallest, described]
+        settings = [
+            *(CACHE_VERSION, scale, colour, list(rescale), smallest, grey_is_luma),
+            described,
+        ]
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
         target = (cache or cache_folder()) / f"pairs-{key}"
         if not (target / "index.json").is_file():
@@ -141,12 +150,15 @@ class PairedPictures:
             high_parts, low_parts = [], []
             for number, path in enumerate(files):
                 try:
-                    rgb = as_rgb8(read_picture(path).pixels)
+                    pixels = read_picture(path).pixels
                 except PictureError as error:
                     skipped.append([str(path), str(error)])
                     continue
+                whole = as_rgb8(pixels)
+                if self.grey_is_luma and pixels.shape[2] < 3:
+                    whole = whole[..., :1]
                 for factor in self.rescale:
-                    copy = rgb if factor == 1.0 else resize(rgb, scale=factor)
+                    copy = whole if factor == 1.0 else resize(whole, scale=factor)
                     copy = crop_to_multiple(copy, self.scale)
                     if min(copy.shape[:2]) < smallest * self.scale:
                         continue

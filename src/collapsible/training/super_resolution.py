@@ -71,7 +71,7 @@ class SuperResolution:
         self.count = len(pictures.pairs)
         self.sampler = PatchSampler(pictures, patch=recipe.data.patch, seed=recipe.seed)
         self.sets = {
-            name: PairedPictures([folder], scale=scale, colour=colour).pairs
+            name: PairedPictures([folder], scale=scale, colour=colour, grey_is_luma=True).pairs
             for name, folder in validation.items()
         }
 
