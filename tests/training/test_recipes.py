@@ -46,7 +46,7 @@ def test_defaults_and_numbers():
         ({"data": {"rescale": 1.0}}, r"data\.rescale: expected a list"),
         ({"data": {"rescale": [1.5]}}, r"factors in \(0, 1\]"),
         ({"data": {"crop": 40}}, "leaves nothing"),
-        ({"loss": "l3"}, "loss = 'l3': known are l1, l2, charbonnier"),
+        ({"loss": "l3"}, "loss = 'l3': known are l1, l2, charbonnier, psnr"),
         ({"precision": "fp8"}, "known are fp32, bf16"),
         ({"optimiser": {"kind": "sgdd"}}, "known are adam, adamw"),
         ({"average": 1.0}, "it must be below 1"),

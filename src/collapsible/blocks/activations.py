@@ -16,7 +16,7 @@ def _rows(x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
 
     torch walks a broadcast along the innermost axis; with channels last that axis has a handful of
     elements and most of the time goes into starting over. Whole picture rows with the slopes
-    repeated along them take a fifth of the time (measured: benchmarks/training_step.py).
+    repeated along them take a third to a sixth of the time (measured: benchmarks/prelu.py).
     """
     slope = slope.to(x.dtype).expand(x.shape[1])
     if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last):

@@ -74,9 +74,9 @@ class ScheduleSpec:
 class Recipe:
     """Everything that decides a training run but the pictures' place.
 
-    ``loss`` is ``l1``, ``l2`` or ``charbonnier``; ``precision`` is ``fp32`` or ``bf16`` (weights
-    and optimiser stay fp32). ``average`` is the decay per step of the running mean of the weights,
-    which is what gets validated and shipped (0 turns it off).
+    ``loss`` is ``l1``, ``l2``, ``charbonnier`` or ``psnr`` (minus the patch's own); ``precision``
+    is ``fp32`` or ``bf16`` (weights and optimiser stay fp32). ``average`` is the decay per step of
+    the running mean of the weights, which is what gets validated and shipped (0 turns it off).
     """
 
     name: str
@@ -98,7 +98,7 @@ class Recipe:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": ("super-resolution",),
-    "loss": ("l1", "l2", "charbonnier"),
+    "loss": ("l1", "l2", "charbonnier", "psnr"),
     "precision": ("fp32", "bf16"),
     "optimiser.kind": ("adam", "adamw"),
     "schedule.kind": ("constant", "cosine", "linear"),
