@@ -32,9 +32,9 @@ def test_timm_networks_and_layers():
     assert code == 0
     assert "9,108,968" in text
     assert "global" in text
-    assert "stem.conv" not in text
+    assert "stages.0.0" not in text
     _, text, _ = run(*arguments, "--layers", "--element-bytes", "1")
-    assert "stem.conv" in text
+    assert "stages.0.0" in text
     assert "1 bytes an element" in text
 
 

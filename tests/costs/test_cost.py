@@ -121,8 +121,9 @@ def test_a_training_form_is_costed_as_what_it_is():
     training, deployed = cost(wide, size), cost(narrow, size)
     assert training.form.startswith("training form")
     assert not deployed.form.startswith("training form")
-    # Composing k x k (i to p) with 1x1 (p to o) takes i * p * o * k * k.
+    # Composing k x k (i to p) with 1x1 (p to o) takes i * p * o * k * k, and p * o for the bias.
     composing = 256 * (1 * 16 * 25 + 5 * 16 * 16 * 9 + 16 * 4 * 25)
+    composing += 256 * (16 + 5 * 16 + 4)
     assert training.weight_macs == composing
     assert training.macs - training.weight_macs == deployed.macs == 13_520 * 36 * 64
     assert training.convolution_weights == deployed.convolution_weights == 13_520

@@ -52,7 +52,8 @@ def split(net: Net, x: Tensor) -> Tensor:
         (lambda net, x: x + net.b(net.a(x)), 3),
         # Two branches from x: at b there are x, a's result and b's.
         (lambda net, x: net.a(x) + net.b(x), 3),
-        (lambda net, x: net.a(x) + net.b(x) + net.c(x), 3),
+        # At the first sum c is still to come: x, both terms and the sum.
+        (lambda net, x: net.a(x) + net.b(x) + net.c(x), 4),
         # All three at once before they are joined: 3 + the joined, as large as all three.
         (lambda net, x: torch.cat([net.a(x), net.b(x), net.c(x)], 1), 6),
         # Four times the channels in the middle.

@@ -16,7 +16,7 @@ from collapsible.costs import ReceptiveField, cost
 from collapsible.models import create_model
 
 
-def field_by_gradient(network: nn.Module, side: int) -> tuple[int, int]:
+def field_by_gradient(network: nn.Module, side: int, channels: int = 2) -> tuple[int, int]:
     """The widest span (height, width) of inputs that any one output's gradient reaches.
 
     All weights are made positive, so that no two paths cancel.
@@ -24,22 +24,21 @@ def field_by_gradient(network: nn.Module, side: int) -> tuple[int, int]:
     network = network.double().eval()
     for parameter in network.parameters():
         nn.init.uniform_(parameter, 0.5, 1.0)
-    channels = next(p for p in network.parameters() if p.ndim > 2).shape[1]
     x = torch.rand(1, channels, side, side, dtype=torch.float64, requires_grad=True)
     y = network(x)
     height, width = y.shape[-2:]
     best = [0, 0]
     # Outputs in the middle, as many as any network here has phases.
-    for dy in range(-4, 5):
-        for row, column in ((height // 2 + dy, width // 2 + dy),):
-            (gradient,) = torch.autograd.grad(y[0, :, row, column].sum(), x, retain_graph=True)
-            seen = gradient[0].abs().sum(0) > 0
-            for axis, along in ((0, seen.any(1)), (1, seen.any(0))):
-                places = along.nonzero().flatten()
-                if len(places):
-                    assert places[0] > 0
-                    assert places[-1] < side - 1, "the picture is too small for this test"
-                    best[axis] = max(best[axis], int(places[-1] - places[0]) + 1)
+    for step in range(-4, 5):
+        pixel = y[0, :, height // 2 + step, width // 2 + step].sum()
+        (gradient,) = torch.autograd.grad(pixel, x, retain_graph=True)
+        seen = gradient[0].abs().sum(0) > 0
+        for axis, along in ((0, seen.any(1)), (1, seen.any(0))):
+            places = along.nonzero().flatten()
+            if len(places):
+                assert places[0] > 0
+                assert places[-1] < side - 1, "the picture is too small for this test"
+                best[axis] = max(best[axis], int(places[-1] - places[0]) + 1)
     return best[0], best[1]
 
 

@@ -24,7 +24,7 @@ class Piece:
     reach: Reach | None = None
 
 
-Axis = tuple[Piece, ...]
+Axis = Sequence[Piece]
 Axes = tuple[Axis, ...]
 
 
