@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collapsible.costs import CostReport, cost
     from collapsible.errors import CollapsibleError
     from collapsible.folding import CollapseReport, collapse
     from collapsible.models import create_model, list_models
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "CollapseReport": "collapsible.folding",
     "CollapsibleError": "collapsible.errors",
+    "CostReport": "collapsible.costs",
     "Upscaler": "collapsible.upscaler",
     "collapse": "collapsible.folding",
+    "cost": "collapsible.costs",
     "create_model": "collapsible.models",
     "list_models": "collapsible.models",
     "upscale": "collapsible.upscaler",
@@ -32,9 +35,11 @@ _HOMES = {
 __all__ = [
     "CollapseReport",
     "CollapsibleError",
+    "CostReport",
     "Upscaler",
     "__version__",
     "collapse",
+    "cost",
     "create_model",
     "list_models",
     "upscale",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -159,7 +160,9 @@ class CollapsibleConv2d(nn.Module):
         rounding the factors would cost more than it saves.
         """
         device = self.expand_weight.device.type
-        with torch.autocast(device, enabled=False):
+        # The meta device, on which networks are costed, knows no autocast.
+        available = torch.amp.is_autocast_available(device)
+        with torch.autocast(device, enabled=False) if available else nullcontext():
             kernel, bias = self.expand_weight, self.expand_bias
             if self.squeeze_weight is not None:
                 kernel, bias, _ = compose(

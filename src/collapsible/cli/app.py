@@ -8,12 +8,13 @@ import typer
 
 from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
+from collapsible.cli.cost import cost
 from collapsible.cli.evaluate import evaluate
 from collapsible.cli.models import models
 from collapsible.cli.train import train
 from collapsible.cli.upscale import upscale
 
-COMMANDS = (upscale, models, evaluate, train, collapse)
+COMMANDS = (upscale, models, evaluate, train, collapse, cost)
 
 app = typer.Typer(
     name="collapsible",
