@@ -24,6 +24,7 @@ FLOORS = {
     "blocks": 1,
     "folding": 2,
     "models": 3,
+    "costs": 3,
     "deploy": 4,
     "evaluation": 5,
     "training": 6,
