@@ -29,6 +29,7 @@ from collapsible.folding.measure import (
     find_probe,
     random_like,
 )
+from collapsible.folding.ops import Scale
 from collapsible.folding.report import CollapseReport, Left, MapError, Rewritten
 from collapsible.folding.rules import Policy, name_of, op_of
 from collapsible.folding.trace import record, trace
@@ -184,6 +185,7 @@ def _collapse_graph(
     unknown = _unknown(traced.module)
     done, refused = rewrite(traced.graph, policy)
     left = tuple(dict.fromkeys(Left(r.rule, r.names, r.reason) for r in refused)) + unknown
+    left += _lonely_norms(traced.module, left)
     names = block_names(network)
     if not done and not left and not names:
         raise UsageError(f"{type(network).__name__} has no collapsible block: nothing to collapse")
@@ -208,6 +210,17 @@ def _unknown(module: torch.fx.GraphModule) -> tuple[Left, ...]:
         Left("unknown", (name_of(node),), str(node.meta["opaque"]))
         for node in module.graph.nodes
         if "opaque" in node.meta and op_of(node) is None
+    )
+
+
+def _lonely_norms(module: torch.fx.GraphModule, left: tuple[Left, ...]) -> tuple[Left, ...]:
+    """Batch norms that stay and that no rule has spoken of."""
+    spoken = {name for entry in left for name in entry.names}
+    reason = "no convolution or linear layer stands directly before or after it"
+    return tuple(
+        Left("batch-norm", (name_of(node),), reason)
+        for node in module.graph.nodes
+        if isinstance(op := op_of(node), Scale) and op.norm and name_of(node) not in spoken
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from collapsible.folding.lift import lower
-from collapsible.folding.ops import Conv, Op, Scale, Transposed
+from collapsible.folding.ops import Conv, Scale, Transposed
 from collapsible.folding.rules import (
     Policy,
     Proposal,
@@ -53,7 +53,7 @@ def measure_size(module: fx.GraphModule) -> Size:
     for node in module.graph.nodes:
         op = op_of(node)
         if isinstance(op, (Conv, Transposed)):
-            if not (isinstance(op, Conv) and op.pooling):
+            if not (isinstance(op, Conv) and op.weightless):
                 layers, total = layers + 1, total + macs(node)
         elif isinstance(op, Scale):
             layers += op.norm
@@ -70,7 +70,7 @@ def rewrite(graph: fx.Graph, policy: Policy) -> tuple[list[Proposal], list[Refus
         changed, refused = False, []
         for node in list(graph.nodes):
             for rule in RULES:
-                if not node.users or "op" not in node.meta and rule is not merge_sum:
+                if not node.users or ("op" not in node.meta and rule is not merge_sum):
                     continue
                 found = rule(node, policy)
                 if isinstance(found, Proposal):

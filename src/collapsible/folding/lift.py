@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from collapsible.blocks import SameConv2d
-from collapsible.folding.ops import Borders, Conv, Identity, Op, Scale, Transposed
+from collapsible.folding.ops import Borders, Conv, Identity, Op, Scale, Transposed, identity_conv
 from collapsible.folding.trace import data_inputs, shape_of
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -67,6 +69,8 @@ def _lift_layer(layer: nn.Module, node: fx.Node) -> Op | str | None:
         return _norm(layer.running_mean, layer.running_var, layer.weight, layer.bias, layer.eps)
     if isinstance(layer, nn.AvgPool2d):
         return _lift_pool(layer, node)
+    if isinstance(layer, nn.ZeroPad2d):
+        return _padding(node, tuple(layer.padding))
     if type(layer) is nn.PReLU and bool((layer.weight == 1).all()):
         return Identity("PReLU with slope 1")
     if type(layer) is nn.LeakyReLU and layer.negative_slope == 1:
@@ -131,8 +135,18 @@ def _lift_pool(layer: nn.AvgPool2d, node: fx.Node) -> Op | str | None:
         stride=stride,
         padding=(padding[1], padding[1], padding[0], padding[0]),
         groups=channels,
-        pooling=True,
+        weightless=True,
     )
+
+
+def _padding(node: fx.Node, borders: tuple[int, ...]) -> Op | None:
+    """Zeros around [N, C, H, W]: the identity as a convolution that pads."""
+    shape = shape_of(node)
+    if shape is None or len(shape) != 4 or min(borders) < 0 or len(borders) not in (2, 4):
+        return None
+    left, right, top, bottom = (*borders, 0, 0)[:4]
+    one = identity_conv(shape[1], "conv2d")
+    return replace(one, padding=(left, right, top, bottom), weightless=True)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -146,14 +160,20 @@ def _value(argument: Any) -> Any:
 
 def _lift_function(node: fx.Node) -> Op | str | None:
     if node.target is F.batch_norm:
-        names = ("input", "running_mean", "running_var", "weight", "bias", "training")
-        given = dict(zip((*names, "momentum", "eps"), node.args, strict=False)) | node.kwargs
-        if given.get("training", False) or given.get("running_mean") is None:
-            return "it normalises by each batch's own statistics"
-        if any(isinstance(given.get(n), fx.Node) and _value(given[n]) is None for n in names[1:5]):
-            return "its statistics depend on the input"
-        mean, variance, weight, bias = (_value(given.get(n)) for n in names[1:5])
-        return _norm(mean, variance, weight, bias, float(given.get("eps", 1e-5)))
+        return _lift_batch_norm(_given(node, _BATCH_NORM))
+    if node.target is F.linear:
+        given = _given(node, ("input", "weight", "bias"))
+        if given["input"] is not node.args[0] or not isinstance(given["weight"], Tensor):
+            return None
+        kernel = given["weight"].detach().double()[..., None, None]
+        return Conv(kernel, _wide(given.get("bias")), kind="linear")
+    if node.target is F.pad:
+        given = _given(node, ("input", "pad", "mode", "value"))
+        borders = given["pad"]
+        zero = given.get("mode", "constant") == "constant" and not given.get("value")
+        if zero and all(isinstance(b, int) for b in borders):
+            return _padding(node, tuple(borders))
+        return None
     if node.target is operator.neg or node.target is torch.neg:
         return _affine(node, -1.0, 0.0)
     if len(node.args) != 2 or node.kwargs:
@@ -172,9 +192,40 @@ def _lift_function(node: fx.Node) -> Op | str | None:
     if node.target in _MUL:
         return _affine(node, other, 0.0)
     if node.target in _DIV and left and isinstance(other, (int, float, Tensor)):
-        wide = other.detach().double() if isinstance(other, Tensor) else float(other)
-        return _affine(node, 1 / wide, 0.0) if not isinstance(wide, float) or wide else None
+        wide = torch.as_tensor(other).detach().double()
+        return _affine(node, 1 / wide, 0.0) if bool((wide != 0).all()) else None
     return None
+
+
+_BATCH_NORM = (
+    "input",
+    "running_mean",
+    "running_var",
+    "weight",
+    "bias",
+    "training",
+    "momentum",
+    "eps",
+)
+
+
+def _given(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """A function's arguments by name, constants as their values."""
+    arguments: Mapping[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return {
+        name: value.meta.get("constant", value) if isinstance(value, fx.Node) else value
+        for name, value in arguments.items()
+    }
+
+
+def _lift_batch_norm(given: dict[str, Any]) -> Op | str:
+    mean, variance = given.get("running_mean"), given.get("running_var")
+    weight, bias = given.get("weight"), given.get("bias")
+    if given.get("training", False) or mean is None or variance is None:
+        return "it normalises by each batch's own statistics"
+    if any(isinstance(value, fx.Node) for value in (mean, variance, weight, bias)):
+        return "its statistics depend on the input"
+    return _norm(mean, variance, weight, bias, float(given.get("eps", 1e-5)))
 
 
 def _affine(node: fx.Node, gain: Any, shift: Any) -> Op | None:
@@ -209,6 +260,8 @@ class ConstantPad(nn.Module):
 
     What zero padding after a shift turns into, once the shift has moved behind the padding.
     """
+
+    value: Tensor
 
     def __init__(self, borders: Borders, value: Tensor) -> None:
         super().__init__()
@@ -284,10 +337,12 @@ def _lower_conv(op: Conv) -> list[nn.Module]:
     before: list[nn.Module] = []
     if op.fill is not None:
         pad = ConstantPad if kind == "conv2d" else ConstantPad1
-        before, padding = [pad(op.padding, op.fill)], (0, 0)
+        before.append(pad(op.padding, op.fill))
+        padding = (0, 0)
     elif left != right or top != bottom:
         zero = nn.ZeroPad2d(op.padding) if kind == "conv2d" else nn.ZeroPad1d((left, right))
-        before, padding = [zero], (0, 0)
+        before.append(zero)
+        padding = (0, 0)
     else:
         padding = (top, left)
     options: dict[str, Any] = {"groups": op.groups, "bias": has_bias, "padding_mode": op.mode}

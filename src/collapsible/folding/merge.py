@@ -43,7 +43,7 @@ def scale_after(op: Conv | Transposed | Scale, scale: Scale) -> Conv | Transpose
     bias = shift if op.bias is None else op.bias * gain + shift
     if isinstance(op, Conv):
         kernel = op.kernel * gain[:, None, None, None]
-        return replace(op, kernel=kernel, bias=bias, pooling=False)
+        return replace(op, kernel=kernel, bias=bias, weightless=False)
     # [in, out / groups, h, w]: the outputs of one group stand along the second axis.
     per_group = gain.reshape(op.groups, 1, -1, 1, 1)
     grouped = op.kernel.reshape(op.groups, -1, *op.kernel.shape[1:])

@@ -31,8 +31,8 @@ class Conv:
     """A convolution: kernel [out, in / groups, height, width] and bias [out] or None.
 
     ``mode`` is torch's padding mode; ``fill`` [in] are the values that stand outside the picture
-    where those are not zero (mode "zeros" only). ``pooling`` marks an average pooling, which has
-    no weights to store and stays one unless it is merged.
+    where those are not zero (mode "zeros" only). ``weightless`` marks an average pooling or a
+    padding, which has no weights to store and stays what it is unless it is merged.
     """
 
     kernel: Tensor
@@ -44,7 +44,7 @@ class Conv:
     kind: Kind = "conv2d"
     mode: str = "zeros"
     fill: Tensor | None = None
-    pooling: bool = False
+    weightless: bool = False
 
     @property
     def out_channels(self) -> int:
@@ -152,16 +152,6 @@ def inflate(kernel: Tensor, steps: Pair) -> Tensor:
     wide = kernel.new_zeros(*kernel.shape[:2], *size)
     wide[:, :, :: steps[0], :: steps[1]] = kernel
     return wide
-
-
-def macs_per_position(op: Op | None) -> int:
-    """Multiply-accumulates for one position of the output (of the input, where transposed).
-
-    Used to decide: a scale counts one for each channel, a pooling one for each tap.
-    """
-    if isinstance(op, (Conv, Transposed)):
-        return op.kernel.numel()
-    return op.gain.numel() if isinstance(op, Scale) else 0
 
 
 def common_step(steps: list[int]) -> int:

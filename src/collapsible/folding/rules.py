@@ -22,7 +22,6 @@ from collapsible.folding.ops import (
     Op,
     Scale,
     Transposed,
-    macs_per_position,
 )
 from collapsible.folding.trace import data_inputs, shape_of
 
@@ -77,13 +76,21 @@ def positions(node: fx.Node, op: Op) -> int:
 
 
 def macs(node: fx.Node) -> int:
-    """Multiply-accumulates of one node for one example, as decisions count them."""
+    """Multiply-accumulates of one node for one example, as decisions count them.
+
+    Poolings, paddings and scales count none: what a merge must pay for is the large product.
+    """
     op = op_of(node)
-    if op is None:
+    if not isinstance(op, (Conv, Transposed)) or (isinstance(op, Conv) and op.weightless):
         return 0
-    if isinstance(op, Scale):
-        return math.prod((shape_of(node) or (0,))[1:])
-    return macs_per_position(op) * positions(node, op)
+    return op.kernel.numel() * positions(node, op)
+
+
+def weights(node: fx.Node) -> int:
+    """How many weights a node's kernel stores."""
+    op = op_of(node)
+    stored = isinstance(op, Transposed) or (isinstance(op, Conv) and not op.weightless)
+    return op.kernel.numel() if stored and isinstance(op, (Conv, Transposed)) else 0
 
 
 def _same_axis(before: Op, after: Op, rank: int) -> bool:
@@ -115,8 +122,8 @@ def fold_scale_after(node: fx.Node, policy: Policy) -> Proposal | Refusal | None
     rule = "scale-scale" if isinstance(op, Scale) else "scale-after-layer"
     if len(before.users) > 1:
         return Refusal(rule, names, f"the output of {names[0]} is used elsewhere")
-    if isinstance(op, Conv) and op.pooling and policy == "auto":
-        reason = "an average pooling would become a convolution of the same cost"
+    if isinstance(op, Conv) and op.weightless and policy == "auto":
+        reason = "a layer without weights would become a convolution of the same cost"
         return Refusal(rule, names, reason)
     merged = merge.scale_after(op, scale)
     return Proposal(rule, node, source_of(before), merged, names)
@@ -135,8 +142,8 @@ def fold_scale_before(node: fx.Node, policy: Policy) -> Proposal | Refusal | Non
     rule = "scale-before-layer"
     if len(before.users) > 1:
         return Refusal(rule, names, f"the output of {names[0]} is used elsewhere")
-    if isinstance(op, Conv) and op.pooling and policy == "auto":
-        reason = "an average pooling would become a convolution of the same cost"
+    if isinstance(op, Conv) and op.weightless and policy == "auto":
+        reason = "a layer without weights would become a convolution of the same cost"
         return Refusal(rule, names, reason)
     try:
         merged = merge.scale_before(scale, op)
@@ -178,20 +185,55 @@ def _composed(chain: list[fx.Node]) -> Conv:
     return first
 
 
-def _chain_macs(chain: list[fx.Node], after: fx.Node) -> int:
-    """MACs of a chain's composition from geometry, refusing nothing (weights come later)."""
-    first = op_of(chain[0])
-    assert isinstance(first, Conv)
-    shrunk = first
+def _chain_weights(chain: list[fx.Node]) -> int:
+    """The kernel size of a chain's composition, from geometry alone."""
+    shrunk = op_of(chain[0])
     for node in chain[1:]:
         following = op_of(node)
+        assert isinstance(shrunk, Conv)
         assert isinstance(following, Conv)
         shrunk = merge.composed_shape(shrunk, following)
-    return shrunk.kernel.numel() * positions(after, first)
+    assert isinstance(shrunk, Conv)
+    return shrunk.kernel.numel()
+
+
+def _price(chain: list[fx.Node]) -> int:
+    """MACs of a chain for one output of its last layer: a layer ahead of a stride runs oftener.
+
+    From strides rather than from sizes, so that odd sizes of the probe decide nothing.
+    """
+    total = 0
+    for node in chain:
+        op = op_of(node)
+        assert isinstance(op, Conv)
+        total = total * op.stride[0] * op.stride[1] + weights(node)
+    return total
+
+
+def _loss(chain: list[fx.Node]) -> str:
+    """Why merging a chain would not pay; empty where it would."""
+    kernel, apart, stored = _chain_weights(chain), _price(chain), sum(weights(n) for n in chain)
+    if kernel > apart:
+        return f"merged they would cost {kernel:,} MACs for each output, apart {apart:,}"
+    if kernel == apart and kernel > stored:
+        return f"merged they would cost as many MACs and {kernel:,} weights for {stored:,}"
+    return ""
 
 
 # Longer chains are cut; the search grows with the square of the length.
 MAX_CHAIN = 8
+
+
+def _worth_a_layer(part: list[fx.Node], policy: Policy) -> bool:
+    """Not what needs no layer, nor an uneven padding, which torch keeps ahead of one anyway."""
+    ops = [op_of(n) for n in part]
+    if all(isinstance(op, Conv) and op.weightless for op in ops):
+        return False
+    first = ops[0]
+    assert isinstance(first, Conv)
+    left, right, top, bottom = first.padding
+    uneven = left != right or top != bottom
+    return policy == "always" or len(part) > 2 or not (first.weightless and uneven)
 
 
 def _segments(chain: list[fx.Node], policy: Policy) -> list[tuple[list[fx.Node], Conv | None]]:
@@ -202,14 +244,18 @@ def _segments(chain: list[fx.Node], policy: Policy) -> list[tuple[list[fx.Node],
         for start in range(max(0, end - MAX_CHAIN), end):
             part = chain[start:end]
             cost, layers, cut = best[start]
+            for earlier in part:
+                op = op_of(earlier)
+                assert isinstance(op, Conv)
+                cost *= op.stride[0] * op.stride[1]
             if len(part) == 1:
-                options.append((cost + macs(part[0]), layers + 1, [*cut, (part, None)]))
+                options.append((cost + weights(part[0]), layers + 1, [*cut, (part, None)]))
                 continue
-            if all(n.meta["op"].pooling for n in part):
+            if not _worth_a_layer(part, policy):
                 continue
-            merged = _chain_macs(part, part[-1])
-            if policy == "auto" and merged > sum(macs(n) for n in part):
+            if policy == "auto" and _loss(part):
                 continue
+            merged = _chain_weights(part)
             try:
                 conv = _composed(part)
             except NotExactError:
@@ -229,7 +275,7 @@ def merge_chain(node: fx.Node, policy: Policy) -> Proposal | Refusal | None:
     previous = op_of(before)
     if not isinstance(previous, Conv) or previous.kind != op.kind:
         return None
-    if op.pooling and previous.pooling:
+    if not _worth_a_layer([before, node], policy):
         return None
     names = (name_of(before), name_of(node))
     rule = "linear-linear" if op.kind == "linear" else "conv-conv"
@@ -253,8 +299,7 @@ def merge_chain(node: fx.Node, policy: Policy) -> Proposal | Refusal | None:
         _composed([before, node])
     except NotExactError as reason:
         return Refusal(rule, names, str(reason))
-    together, apart = _chain_macs([before, node], node), macs(before) + macs(node)
-    return Refusal(rule, names, f"merged they would cost {together:,} MACs, apart {apart:,}")
+    return Refusal(rule, names, _loss([before, node]) or "a longer merge takes one of them")
 
 
 def _chain_end(node: fx.Node) -> fx.Node:

@@ -108,7 +108,7 @@ def merge_sum(node: fx.Node, policy: Policy) -> Proposal | Refusal | None:
         return None
     terms = list(terms_of(node))
     refusal: Refusal | None = None
-    kinds = dict.fromkeys(k for t in terms for k in [_first_kind(t)] if k is not None)
+    kinds: dict[Kind, None] = {k: None for t in terms if (k := _first_kind(t)) is not None}
     for kind in kinds:
         walks = [branches_of(term, kind) for term in terms]
         sources = dict.fromkeys(b.source for walk, _ in walks for b in walk)
@@ -117,7 +117,7 @@ def merge_sum(node: fx.Node, policy: Policy) -> Proposal | Refusal | None:
             if len(group) < 2 or not any(_weighs(b, policy) for b in group):
                 continue
             total, taken, reason = _add(group, kind)
-            names = tuple(name_of(n) for b in group for n in b.nodes) + (name_of(node),)
+            names = (*(name_of(n) for b in group for n in b.nodes), name_of(node))
             if total is None or len(taken) < 2:
                 refusal = refusal or Refusal("parallel", names, reason)
                 continue
@@ -142,7 +142,7 @@ def _weighs(branch: Branch, policy: Policy) -> bool:
     """Whether a branch holds a convolution with weights: without one there is nothing to gain."""
     for node in branch.nodes:
         op = op_of(node)
-        if isinstance(op, Conv) and (policy == "always" or not op.pooling):
+        if isinstance(op, Conv) and (policy == "always" or not op.weightless):
             return True
     return False
 
