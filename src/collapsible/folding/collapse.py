@@ -1,153 +1,242 @@
-"""Collapse a network's wide linear blocks into small convolutions."""
+"""Collapse any network: every exact merge of linear layers, and a report of what was done."""
 
 from __future__ import annotations
 
 import copy
-import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from collapsible.blocks import CollapsibleConv2d, SameConv2d
-from collapsible.errors import UsageError
+from collapsible.blocks import CollapsibleConv2d
+from collapsible.errors import CollapsibleError, UsageError
+from collapsible.folding.blocks import (
+    block_macs,
+    block_names,
+    expand_blocks,
+    has_only_blocks,
+    replace_blocks,
+)
+from collapsible.folding.engine import Size, measure_size, rewrite, write
+from collapsible.folding.lift import lift_graph
+from collapsible.folding.measure import (
+    BROKEN,
+    Inputs,
+    cast,
+    compare,
+    describe,
+    find_probe,
+    random_like,
+)
+from collapsible.folding.ops import Scale
+from collapsible.folding.report import CollapseReport, Left, MapError, Rewritten
+from collapsible.folding.rules import Policy, name_of, op_of
+from collapsible.folding.trace import record, trace
+
+_DTYPES = (torch.float64, torch.float32)
 
 
-@dataclass(frozen=True)
-class CollapseReport:
-    """What a collapse changed, and the measured error of the map.
+def collapse(
+    network: nn.Module,
+    *,
+    probe: Tensor | Sequence[object] | None = None,
+    policy: Policy = "auto",
+    opaque: Sequence[str] = (),
+) -> tuple[nn.Module, CollapseReport]:
+    """The deployed form of a network: linear neighbours merged, nothing else changed.
 
-    ``replaced`` names the blocks. Errors are the largest absolute difference between the two
-    networks' outputs on ``probe``, borders included: ``max_error_float64`` shows the map (rounding
-    aside it is exact), ``max_error_float32`` what the deployed precision does to it, and
-    ``output_range`` the largest output beside which to read them. Parameters count every tensor,
-    biases and slopes included. All figures are measured.
+    Returns a new network in evaluation mode (the given one is untouched) and a report. Where all
+    weights lie in ``CollapsibleConv2d`` blocks the result is of the same class, each block one
+    small convolution; otherwise it is a ``torch.fx.GraphModule`` with the layers' old paths.
+
+    Merged, where one operation equals the two or more on every pixel, borders included:
+    batch normalisation and per-channel scales with the convolution, transposed convolution or
+    linear layer before or after; chains of convolutions, average poolings and linear layers;
+    branches of one value that are summed, identity and pooling included (RepVGG, MobileOne, ACNet,
+    Diverse Branch Block); activations that are the identity go. All arithmetic is in float64,
+    rounded once. A value that is used elsewhere is never merged over. The report's ``left`` says
+    what stayed apart and why.
+
+    ``policy`` "auto" leaves merges that would cost more multiply-accumulates than they save;
+    "always" does whatever is exact. ``probe`` is the input [N, C, H, W] (or several inputs in a
+    sequence) on which the two networks are compared besides random input of the same shape; by
+    default a random one that the network accepts. ``opaque`` names submodules to leave as they
+    are, for those that cannot be traced.
+    Raises ``UsageError`` for a network that cannot be traced (naming module, file and line), a
+    probe it does not accept, an unknown policy, or a network with nothing to collapse, and
+    ``CollapsibleError`` where the result differs from the network by more than rounding.
     """
-
-    replaced: tuple[str, ...]
-    parameters_before: int
-    parameters_after: int
-    max_error_float64: float
-    max_error_float32: float
-    output_range: float
-    probe: str
-
-    def json(self) -> str:
-        """The report as a JSON object."""
-        return json.dumps(asdict(self), indent=2)
-
-    def table(self) -> str:
-        """The report as lines of text for people."""
-        return "\n".join(
-            (
-                f"blocks collapsed    {len(self.replaced)}",
-                f"parameters          {self.parameters_before:,} -> {self.parameters_after:,}",
-                f"max error float64   {self.max_error_float64:.2e} (measured on {self.probe})",
-                f"max error float32   {self.max_error_float32:.2e} "
-                f"(outputs reach {self.output_range:.3g})",
-            )
-        )
+    if policy not in get_args(Policy):
+        raise UsageError(f"policy {policy!r}: known are {', '.join(get_args(Policy))}")
+    inputs: Inputs | None = None
+    if probe is not None:
+        inputs = (probe,) if isinstance(probe, Tensor) else tuple(probe)
+    if block_names(network) and has_only_blocks(network):
+        return _collapse_blocks(network, inputs, policy)
+    return _collapse_graph(network, inputs, policy, opaque)
 
 
 def _count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _narrow(block: CollapsibleConv2d) -> nn.Conv2d:
-    """The small convolution of a block, composed in float64 and rounded once."""
-    dtype = block.expand_weight.dtype
-    kernel, bias = copy.deepcopy(block).double().kernel_and_bias()
-    left, top = (block.kernel_size[1] - 1) // 2, (block.kernel_size[0] - 1) // 2
-    has_bias = bias is not None
-    if all(k % 2 for k in block.kernel_size):
-        # A plain convolution wherever one will do: every exporter and tool knows it.
-        conv = nn.Conv2d(
-            block.in_channels,
-            block.out_channels,
-            block.kernel_size,
-            padding=(top, left),
-            groups=block.groups,
-            bias=has_bias,
-        )
-    else:
-        conv = SameConv2d(
-            block.in_channels,
-            block.out_channels,
-            block.kernel_size,
-            groups=block.groups,
-            bias=has_bias,
-        )
-    conv = conv.to(device=kernel.device, dtype=dtype)
-    with torch.no_grad():
-        conv.weight.copy_(kernel)
-        if bias is not None and conv.bias is not None:
-            conv.bias.copy_(bias)
-    for parameter in conv.parameters():
-        parameter.requires_grad_(block.expand_weight.requires_grad)
-    return conv
+def _summary(
+    network: nn.Module,
+    deployed: nn.Module,
+    errors: list[MapError],
+    probe: str,
+    before: Size,
+    after: Size,
+    policy: Policy,
+    rewrites: tuple[Rewritten, ...] = (),
+    left: tuple[Left, ...] = (),
+) -> CollapseReport:
+    worst = {
+        name: max(e.absolute for e in errors if e.dtype == name) for name in ("float64", "float32")
+    }
+    return CollapseReport(
+        replaced=block_names(network),
+        parameters_before=_count(network),
+        parameters_after=_count(deployed),
+        max_error_float64=worst["float64"],
+        max_error_float32=worst["float32"],
+        output_range=max(e.output_range for e in errors),
+        probe=probe,
+        rewrites=rewrites,
+        left=left,
+        errors=tuple(errors),
+        layers_before=before.layers,
+        layers_after=after.layers,
+        macs_before=before.macs,
+        macs_after=after.macs,
+        policy=policy,
+    )
 
 
-def _replace(network: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, list[str]]:
-    result = copy.deepcopy(network).to(dtype)
-    names = [n for n, m in result.named_modules() if isinstance(m, CollapsibleConv2d)]
-    for name in names:
-        block = result.get_submodule(name)
-        assert isinstance(block, CollapsibleConv2d)
-        if name == "":
-            return _narrow(block), names
-        parent, _, child = name.rpartition(".")
-        setattr(result.get_submodule(parent), child, _narrow(block))
-    return result, names
-
-
-def _probe_input(network: nn.Module) -> Tensor:
-    first = next(m for m in network.modules() if isinstance(m, CollapsibleConv2d))
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(2, first.in_channels, 24, 31, generator=generator, dtype=torch.float64)
+def _collapse_blocks(
+    network: nn.Module, inputs: Inputs | None, policy: Policy
+) -> tuple[nn.Module, CollapseReport]:
+    """A network of our own blocks, which stays of its class: each block a small convolution."""
+    described = "the given input" if inputs is not None else "random pictures [2, C, 24, 31]"
+    if inputs is None:
+        first = next(m for m in network.modules() if isinstance(m, CollapsibleConv2d))
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, first.in_channels, 24, 31)
+        inputs = (torch.rand(shape, generator=generator, dtype=torch.float64),)
+    home = copy.deepcopy(network).to("cpu").eval()
+    errors, sizes = [], (Size(0, 0), Size(0, 0))
+    for dtype in _DTYPES:
+        wide, given = expand_blocks(home, dtype), cast(inputs, dtype)
+        error = compare(wide, replace_blocks(home, dtype), given, described)
+        errors.append(error)
+        if dtype is torch.float64:
+            sizes = _block_sizes(wide, given)
+    _reject_broken(errors)
+    deployed = replace_blocks(network).eval()
+    return deployed, _summary(network, deployed, errors, described, *sizes, policy)
 
 
 @torch.no_grad()
-def _difference(wide: nn.Module, narrow: nn.Module, probe: Tensor) -> tuple[float, float]:
-    a, b = wide.eval()(probe), narrow.eval()(probe)
-    return float((a - b).abs().max()), float(a.abs().max())
+def _block_sizes(wide: nn.Module, inputs: Inputs) -> tuple[Size, Size]:
+    """Layers and MACs of the wide and of the narrow form."""
+    before, after = [0, 0], [0, 0]
+
+    def count(block: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(block, CollapsibleConv2d)
+        expanded, narrow = block_macs(block, output)
+        before[0] += 2 + (block.squeeze is not None)
+        before[1] += expanded
+        after[0] += 1
+        after[1] += narrow
+
+    blocks = [m for m in wide.modules() if isinstance(m, CollapsibleConv2d)]
+    hooks = [block.register_forward_hook(count) for block in blocks]
+    wide(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return Size(*before), Size(*after)
 
 
-def collapse(
-    network: nn.Module, *, probe: Tensor | None = None
+def _collapse_graph(
+    network: nn.Module, inputs: Inputs | None, policy: Policy, opaque: Sequence[str]
 ) -> tuple[nn.Module, CollapseReport]:
-    """The deployed form of a network: every ``CollapsibleConv2d`` as one small convolution.
-
-    Returns a new network in evaluation mode (the given one is untouched) and a report. ``probe``
-    is the input [N, C, H, W] on which the two are compared, the wide one run expanded, layer by
-    layer; by default random pictures [2, C, 24, 31] in [0, 1].
-    Raises ``UsageError`` for a network without such blocks or a probe it does not accept.
-    """
-    if not any(isinstance(m, CollapsibleConv2d) for m in network.modules()):
+    """Any other network, by its graph."""
+    parameter = next((p for p in network.parameters() if p.is_floating_point()), None)
+    if parameter is None:
+        raise UsageError(f"{type(network).__name__} has no collapsible block: it has no weights")
+    home = copy.deepcopy(network).to("cpu").eval()
+    wide = expand_blocks(home, torch.float64)
+    probes: list[tuple[Inputs, str]] = []
+    if inputs is None:
+        inputs = find_probe(wide)
+        described = f"random input {describe(inputs)}"
+        probes.append((inputs, described))
+    else:
+        inputs = cast(inputs, torch.float64)
+        described = "the given input and random input"
+        probes.append((inputs, "the given input"))
+        probes.append((random_like(inputs), f"random input {describe(inputs)}"))
+    traced = trace(replace_blocks(home, torch.float64), opaque)
+    compare(wide, traced.module, inputs, described)  # names a probe that does not fit
+    record(traced, inputs)
+    lift_graph(traced.module)
+    before = measure_size(traced.module)
+    unknown = _unknown(traced.module)
+    done, refused = rewrite(traced.graph, policy)
+    left = tuple(dict.fromkeys(Left(r.rule, r.names, r.reason) for r in refused)) + unknown
+    left += _lonely_norms(traced.module, left)
+    names = block_names(network)
+    if not done and not left and not names:
         raise UsageError(f"{type(network).__name__} has no collapsible block: nothing to collapse")
-    first_parameter = next(network.parameters())
-    deployed, names = _replace(network, first_parameter.dtype)
-    described = "the given input" if probe is not None else "random pictures [2, C, 24, 31]"
-    probe = (_probe_input(network) if probe is None else probe).to("cpu")
+    after = measure_size(traced.module)
+    found = write(traced, f"Collapsed{type(network).__name__}")
+    _keep_grad(network, found)
     errors = []
-    for dtype in (torch.float64, torch.float32):
-        wide = copy.deepcopy(network).to(device="cpu", dtype=dtype)
-        for block in wide.modules():
-            if isinstance(block, CollapsibleConv2d):
-                block.set_mode("expanded")
-        narrow, _ = _replace(copy.deepcopy(network).to("cpu"), dtype)
-        try:
-            errors.append(_difference(wide, narrow, probe.to(dtype)))
-        except RuntimeError as error:
-            raise UsageError(
-                f"the network does not accept a probe of shape {tuple(probe.shape)}: {error}"
-            ) from error
-    report = CollapseReport(
-        replaced=tuple(names),
-        parameters_before=_count(network),
-        parameters_after=_count(deployed),
-        max_error_float64=errors[0][0],
-        max_error_float32=errors[1][0],
-        output_range=errors[0][1],
-        probe=described,
+    for given, words in probes:
+        for dtype in _DTYPES:
+            narrow = copy.deepcopy(found).to(dtype)
+            errors.append(compare(expand_blocks(home, dtype), narrow, cast(given, dtype), words))
+    _reject_broken(errors)
+    deployed = found.to(device=parameter.device, dtype=parameter.dtype).eval()
+    rewrites = tuple(Rewritten(p.rule, p.names, p.note) for p in done)
+    report = _summary(network, deployed, errors, described, before, after, policy, rewrites, left)
+    return deployed, report
+
+
+def _unknown(module: torch.fx.GraphModule) -> tuple[Left, ...]:
+    """Layers that would be linear but for something of their own."""
+    return tuple(
+        Left("unknown", (name_of(node),), str(node.meta["opaque"]))
+        for node in module.graph.nodes
+        if "opaque" in node.meta and op_of(node) is None
     )
-    return deployed.eval(), report
+
+
+def _lonely_norms(module: torch.fx.GraphModule, left: tuple[Left, ...]) -> tuple[Left, ...]:
+    """Batch norms that stay and that no rule has spoken of."""
+    spoken = {name for entry in left for name in entry.names}
+    reason = "no convolution or linear layer stands directly before or after it"
+    return tuple(
+        Left("batch-norm", (name_of(node),), reason)
+        for node in module.graph.nodes
+        if isinstance(op := op_of(node), Scale) and op.norm and name_of(node) not in spoken
+    )
+
+
+def _keep_grad(network: nn.Module, found: nn.Module) -> None:
+    """Merged weights learn if anything in the network did."""
+    if not any(p.requires_grad for p in network.parameters()):
+        for parameter in found.parameters():
+            parameter.requires_grad_(False)
+
+
+def _reject_broken(errors: list[MapError]) -> None:
+    """The last guard: a result that is not the same map is never handed out."""
+    for error in errors:
+        if error.dtype == "float64" and not error.relative < BROKEN:
+            raise CollapsibleError(
+                f"the collapsed network differs from the given one by {error.relative:.1e} "
+                f"(relative, float64, on {error.input}): its trace is another network, as happens "
+                "where values are overwritten in place under another name"
+            )
