@@ -133,9 +133,9 @@ def run(conv: Conv, x: Tensor) -> Tensor:
 
 
 @settings(max_examples=200, deadline=None)
-@given(first=convs(4, 2), second=convs(2, 4), height=st.integers(12, 15))
+@given(first=convs(4, 2), second=convs(2, 4), height=st.integers(14, 17))
 def test_any_two_convolutions_compose_exactly_or_not_at_all(first, second, height):
-    x = torch.randn(2, 4, height, 14, dtype=torch.float64)
+    x = torch.randn(2, 4, height, 16, dtype=torch.float64)
     try:
         merged = compose_convs(value_of(first), value_of(second))
     except NotExactError:
