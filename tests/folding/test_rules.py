@@ -20,6 +20,7 @@ from branch_networks import (
 )
 from torch import Tensor, nn
 
+from collapsible.blocks import CollapsibleConv2d
 from collapsible.errors import CollapsibleError, UsageError
 from collapsible.folding import CollapseReport, collapse
 
@@ -415,3 +416,14 @@ def test_names_of_layers_survive() -> None:
     assert set(deployed.state_dict()) == {"0.0.weight", "0.0.bias", "2.weight", "2.bias"}
     # Untouched layers hold the very same numbers.
     assert torch.equal(deployed.state_dict()["2.weight"], network.state_dict()["2.weight"])
+
+
+def test_our_own_blocks_among_other_layers() -> None:
+    network = nn.Sequential(CollapsibleConv2d(6, 4, 3, expansion=32), nn.BatchNorm2d(4), nn.ReLU())
+    deployed, report = checked(network, PICTURE)
+    assert count(deployed, *LAYERS) == 1
+    assert report.replaced == ("0",)
+    assert rules(report) == ["scale-after-layer"]
+    assert report.macs_before == 13 * 12 * (6 * 32 * 9 + 32 * 4)
+    assert report.macs_after == 13 * 12 * 6 * 4 * 9
+    assert (report.layers_before, report.layers_after) == (3, 1)
