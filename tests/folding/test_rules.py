@@ -20,6 +20,7 @@ from branch_networks import (
 )
 from torch import Tensor, nn
 
+from collapsible.blocks import CollapsibleConv2d
 from collapsible.errors import CollapsibleError, UsageError
 from collapsible.folding import CollapseReport, collapse
 
@@ -90,6 +91,9 @@ ONE_LAYER = {
         nn.Conv2d(6, 90, (3, 1), padding=(1, 0), bias=False),
         nn.Conv2d(90, 5, (1, 3), padding=(0, 1)),
     ),
+    "padded and strided 1x1 then padded 3x3": nn.Sequential(
+        nn.Conv2d(6, 90, 1, stride=2, padding=1, bias=False), nn.Conv2d(90, 5, 3, padding=1)
+    ),
     "zero padding ahead": nn.Sequential(
         nn.ZeroPad2d(2), nn.Conv2d(6, 4, 5), nn.BatchNorm2d(4)
     ),
@@ -145,6 +149,26 @@ def test_batch_norm_over_another_axis_than_the_linear_layers_stays() -> None:
     deployed, report = checked(network, torch.randn(3, 5, 7))
     assert count(deployed, *LAYERS) == 3
     assert rules(report) == []
+
+
+class LastAxisScale(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.rand(size) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gamma * x
+
+
+def test_a_scale_folds_along_the_layers_own_axis_only() -> None:
+    # On [N, L, F] the last axis is the linear layer's; on [N, C, H, W] it is the width.
+    linear = nn.Sequential(nn.Linear(7, 12), LastAxisScale(12), nn.ReLU())
+    _, report = checked(linear, torch.randn(3, 5, 7))
+    assert rules(report) == ["scale-after-layer"]
+    picture = nn.Sequential(nn.Conv2d(6, 12, 1), LastAxisScale(12), nn.Conv2d(12, 2, 1))
+    _, report = checked(nn.Sequential(picture, nn.ReLU(), conv_bn(2, 2, 1)), PICTURE)
+    assert rules(report) == ["scale-after-layer"]
+    assert report.rewrites[0].names == ("2.0", "2.1")
 
 
 def test_one_dimensional_convolutions() -> None:
@@ -392,3 +416,14 @@ def test_names_of_layers_survive() -> None:
     assert set(deployed.state_dict()) == {"0.0.weight", "0.0.bias", "2.weight", "2.bias"}
     # Untouched layers hold the very same numbers.
     assert torch.equal(deployed.state_dict()["2.weight"], network.state_dict()["2.weight"])
+
+
+def test_our_own_blocks_among_other_layers() -> None:
+    network = nn.Sequential(CollapsibleConv2d(6, 4, 3, expansion=32), nn.BatchNorm2d(4), nn.ReLU())
+    deployed, report = checked(network, PICTURE)
+    assert count(deployed, *LAYERS) == 1
+    assert report.replaced == ("0",)
+    assert rules(report) == ["scale-after-layer"]
+    assert report.macs_before == 13 * 12 * (6 * 32 * 9 + 32 * 4)
+    assert report.macs_after == 13 * 12 * 6 * 4 * 9
+    assert (report.layers_before, report.layers_after) == (3, 1)

@@ -182,6 +182,11 @@ def _collapse_graph(
     record(traced, inputs)
     lift_graph(traced.module)
     before = measure_size(traced.module)
+    wide_blocks, narrow_blocks = _block_sizes(wide, inputs)
+    before = Size(
+        before.layers + wide_blocks.layers - narrow_blocks.layers,
+        before.macs + wide_blocks.macs - narrow_blocks.macs,
+    )
     unknown = _unknown(traced.module)
     done, refused = rewrite(traced.graph, policy)
     left = tuple(dict.fromkeys(Left(r.rule, r.names, r.reason) for r in refused)) + unknown

@@ -100,14 +100,11 @@ def _padding_before(first: Conv, second: Conv) -> tuple[Borders, str, Tensor | N
         zip(_axes(first.padding), _axes(second.padding), strict=True)
     ):
         step = first.stride[axis]
-        if pad_0 or pad_1:
-            if first.size[axis] > 1:
-                raise NotExactError(
-                    "zero padding between the two: outside the picture the second sees zeros, "
-                    "one kernel would see what the first computes there"
-                )
-            if step > 1 and (own_0 or own_1):
-                raise NotExactError("the first layer pads and strides, and the second pads again")
+        if (pad_0 or pad_1) and first.size[axis] > 1:
+            raise NotExactError(
+                "zero padding between the two: outside the picture the second sees zeros, "
+                "one kernel would see what the first computes there"
+            )
         moved.append((own_0 + step * pad_0, own_1 + step * pad_1))
     padding = (moved[1][0], moved[1][1], moved[0][0], moved[0][1])
     if any(first.padding) and (first.mode != "zeros" or first.fill is not None):
