@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class CollapsibleError(Exception):
@@ -37,6 +38,13 @@ class MissingExtraError(CollapsibleError):
         super().__init__(
             f"{feature} needs {package}, which is not installed: pip install 'collapsible[{extra}]'"
         )
+
+
+def require_packages(feature: str, *packages: str, extra: str) -> None:
+    """Raise ``MissingExtraError`` for the first package that is missing, before an import fails."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise MissingExtraError(feature, package, extra)
 
 
 class PictureError(CollapsibleError):

@@ -234,8 +234,6 @@ def test_a_picture_too_small_to_measure_is_named(tmp_path: Path) -> None:
 
 def test_without_torch_the_extra_is_named(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setattr(
-        "collapsible.evaluation.networks.find_spec", lambda name: None if name == "torch" else 1
-    )
+    monkeypatch.setattr("collapsible.errors.find_spec", lambda name: None if name == "torch" else 1)
     with pytest.raises(MissingExtraError, match=r"collapsible\[train\]"):
         evaluate("sesr-m5", pictures)

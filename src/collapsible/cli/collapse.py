@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from collapsible.cli.common import Debug, Json, example, print_json
+from collapsible.errors import require_packages
 
 
 @example(
@@ -27,7 +28,7 @@ def collapse(
     debug: Debug = False,
 ) -> None:
     """Fold a network's wide blocks into small convolutions; prints the measured error."""
-    with_torch("collapsing")
+    require_packages("collapsing", "torch", "safetensors", extra="train")
     from collapsible.folding import collapse as fold
     from collapsible.models import create_model
     from collapsible.models.registry import save_weights
@@ -37,14 +38,3 @@ def collapse(
     if output is not None:
         save_weights(deployed, output)
     print_json(report.json()) if json else print(report.table())
-
-
-def with_torch(feature: str) -> None:
-    """Say which extra is missing, rather than fail in the middle of an import."""
-    from importlib.util import find_spec
-
-    from collapsible.errors import MissingExtraError
-
-    for package in ("torch", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingExtraError(feature, package, "train")

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from collapsible.cli.collapse import with_torch
 from collapsible.cli.common import Debug, Json, example, print_json
+from collapsible.errors import require_packages
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,7 +41,7 @@ def cost(
     debug: Debug = False,
 ) -> None:
     """Count parameters, MACs, non-linearities, memory and the receptive field."""
-    with_torch("costing")
+    require_packages("costing", "torch", "safetensors", extra="train")
     from collapsible.costs import cost as count
 
     size = read_size(input_size)
@@ -76,12 +76,9 @@ def build(model: str, scale: int, collapsed: bool, **options: Any) -> nn.Module:
 
 
 def _of_timm(name: str) -> nn.Module:
-    from importlib.util import find_spec
+    from collapsible.errors import UnknownNameError
 
-    from collapsible.errors import MissingExtraError, UnknownNameError
-
-    if find_spec("timm") is None:
-        raise MissingExtraError(f"timm:{name}", "timm", "train")
+    require_packages(f"timm:{name}", "timm", extra="train")
     import timm
 
     if not timm.is_model(name):

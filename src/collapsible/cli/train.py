@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from collapsible.cli.common import Debug, Json, complain, example, print_json, progress
+from collapsible.errors import require_packages
 
 if TYPE_CHECKING:
     from collapsible.training import Progress
@@ -41,9 +42,7 @@ def train(
     """Train a network. Safe to kill: --resume goes on from the newest checkpoint."""
     from dataclasses import replace
 
-    from collapsible.cli.collapse import with_torch
-
-    with_torch("training")
+    require_packages("training", "torch", "safetensors", extra="train")
     import torch
 
     from collapsible.errors import UsageError

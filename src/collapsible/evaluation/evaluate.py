@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from collapsible.errors import UsageError
+from collapsible.errors import UsageError, require_packages
 from collapsible.evaluation.measure import (
     PROTOCOL,
     EvaluationReport,
@@ -81,9 +81,9 @@ def _subject(
             "imaging.resize",
             "exact",
         )
-    from collapsible.evaluation.networks import checkpoint, require_torch, shipped
+    from collapsible.evaluation.networks import checkpoint, shipped
 
-    require_torch()
+    require_packages("evaluating a network", "torch", "safetensors", extra="train")
     path = Path(model)
     if path.suffix == ".safetensors":
         return checkpoint(

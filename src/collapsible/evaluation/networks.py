@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from collapsible.errors import MissingExtraError, UsageError
+from collapsible.errors import UsageError
 from collapsible.evaluation.measure import LumaFunction, Subject
 from collapsible.evaluation.pairs import luma
 from collapsible.upscaler import Upscaler
@@ -18,13 +17,6 @@ from collapsible.weights import find_card, read_card
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-def require_torch() -> None:
-    """Raise ``MissingExtraError`` where the networks cannot run, before any import fails."""
-    for package in ("torch", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingExtraError("evaluating a network", package, "train")
 
 
 def shipped(model: str, scale: int, engine: str, precision: str) -> Subject:
@@ -78,19 +70,12 @@ def load_network(path: Path, architecture: str, scale: int, options: dict[str, A
     Collapsed weights are loaded as they are, with no detour through the training form; expanded
     ones are collapsed. Raises ``WeightsError`` for a file that does not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from collapsible.blocks import CollapsibleConv2d
-    from collapsible.errors import WeightsError
     from collapsible.folding import collapse
     from collapsible.models import create_model
-    from collapsible.models.registry import load_state
+    from collapsible.models.registry import load_state, read_state
 
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+    state = read_state(path)
     network = create_model(architecture, scale=scale, **options)
     collapsible = any(isinstance(m, CollapsibleConv2d) for m in network.modules())
     if not collapsible:

@@ -70,14 +70,18 @@ def load_weights(network: nn.Module, path: Path) -> None:
     The file holds either the network's own parameters or its collapsed form, whose kernels are
     then factored into the wide blocks exactly. Raises ``WeightsError`` where it does not fit.
     """
+    load_state(network, read_state(path), str(path))
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; raises ``WeightsError`` for a file that is not one."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        state = load_file(path)
+        return load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
-    load_state(network, state, str(path))
 
 
 def load_state(network: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
