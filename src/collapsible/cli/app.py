@@ -1,8 +1,12 @@
-"""The table of commands. To add one: write ``cli/NAME.py`` with a function NAME, list it here."""
+"""The table of commands. To add one: write ``cli/NAME.py`` with a function NAME, list it here.
+
+A command of two words (``defend evaluate``) is a member of a group, added at the end.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -44,5 +48,17 @@ def collapsible(
     """Train wide, deploy narrow: enlarge pictures with tiny networks, and train your own."""
 
 
-for command in COMMANDS:
-    app.command(epilog=getattr(command, "example", None))(reporting(command))
+def _add(commands: tuple[Callable[..., Any], ...], to: typer.Typer) -> None:
+    for command in commands:
+        to.command(epilog=getattr(command, "example", None))(reporting(command))
+
+
+def _add_group(name: str, help: str, *commands: Callable[..., Any]) -> None:
+    group = typer.Typer(name=name, help=help, no_args_is_help=True, rich_markup_mode=None)
+    # A callback keeps the second word even where a group has one member only.
+    group.callback()(lambda: None)
+    _add(commands, group)
+    app.add_typer(group)
+
+
+_add(COMMANDS, app)
