@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from collapsible.blocks import CollapsibleConv2d
-from collapsible.errors import UnknownNameError, UsageError, WeightsError
+from collapsible.errors import UnknownNameError, UsageError, WeightsError, require_packages
 from collapsible.weights import find_card, normalise_name
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
@@ -39,13 +40,16 @@ def create_model(
 ) -> nn.Module:
     """Build a network in its training form.
 
-    ``weights`` is None (newly drawn), ``"default"`` (the shipped ones) or a safetensors file, in
-    expanded or collapsed form. ``options`` go to the family's constructor (``colour``, ``act``,
-    ``expansion``, ...).
+    ``name`` is one of ``list_models()``, or ``timm:NAME`` for any network of timm, which has no
+    ``scale``. ``weights`` is None (newly drawn), ``"default"`` (the shipped ones; of timm's there
+    are none) or a file of them (see ``read_state``), in expanded or collapsed form. ``options``
+    go to the family's constructor (``colour``, ``act``, ``expansion``, ...; ``num_classes``).
     Raises ``UnknownNameError`` for a name that is not registered, ``UsageError`` for options the
     family does not have or weights that were not shipped, ``WeightsError`` for weights that do
     not fit.
     """
+    if name.startswith("timm:"):
+        return _create_timm(name.removeprefix("timm:"), weights, options)
     key = normalise_name(name)
     if key not in _BUILDERS:
         raise UnknownNameError("network", name, _BUILDERS)
@@ -64,8 +68,26 @@ def create_model(
     return network
 
 
+def _create_timm(name: str, weights: str | Path | None, options: dict[str, Any]) -> nn.Module:
+    require_packages(f"timm:{name}", "timm", extra="train")
+    import timm
+
+    if not timm.is_model(name):
+        known = timm.list_models(f"*{name[:4]}*") or timm.list_models()[:8]
+        raise UnknownNameError("timm network", name, known)
+    if weights == "default":
+        raise UsageError(f"timm:{name}: no weights are shipped for it; give a file of them")
+    try:
+        network = timm.create_model(name, pretrained=False, **options)
+    except TypeError as error:
+        raise UsageError(f"timm:{name}: {error}") from error
+    if weights is not None:
+        load_weights(network, Path(weights))
+    return network
+
+
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a safetensors file into a network, in place.
+    """Load a file of weights (see ``read_state``) into a network, in place.
 
     The file holds either the network's own parameters or its collapsed form, whose kernels are
     then factored into the wide blocks exactly. Raises ``WeightsError`` where it does not fit.
@@ -74,14 +96,46 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file; raises ``WeightsError`` for a file that is not one."""
+    """The tensors of a safetensors file, or of a torch file (.pt, .pth, .tar) that holds no more.
+
+    Nothing is unpickled: a torch file with anything but tensors in dictionaries is refused.
+    Raises ``WeightsError`` for a file that is neither.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if path.suffix.lower() in {".pt", ".pth", ".tar"}:
+        return _read_torch_state(path)
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path}: not a readable safetensors file: {error}") from error
+
+
+def _read_torch_state(path: Path) -> dict[str, torch.Tensor]:
+    from pickle import UnpicklingError
+
+    try:
+        with warnings.catch_warnings():
+            # Of a pickle protocol that it may then refuse.
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror or error}") from error
+    except UnpicklingError as error:
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise WeightsError(
+            f"{path}: refused: it holds more than tensors, or is no torch file ({reason}); "
+            "accepted are safetensors and torch files of tensors alone"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise WeightsError(f"{path}: not a readable torch file: {error}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise WeightsError(f"{path}: holds no dictionary of tensors")
+    return state
 
 
 def load_state(network: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
