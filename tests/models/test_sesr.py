@@ -137,5 +137,21 @@ def test_x4_starts_as_x2_enlarged():
     x = torch.rand(1, 3, 8, 9, dtype=torch.float64)
     wanted = F.interpolate(small(x), scale_factor=2, mode="nearest")
     torch.testing.assert_close(large(x), wanted, rtol=0, atol=1e-12)
-    with pytest.raises(UsageError, match="not a multiple"):
-        create_model("sesr_m3", scale=3, colour="rgb").start_from(small)
+    with pytest.raises(UsageError, match="not a smaller scale"):
+        small.start_from(large)
+
+
+def test_x3_starts_as_x2_with_the_pixels_between_interpolated():
+    torch.manual_seed(3)
+    small = create_model("sesr_m3", scale=2).double()
+    large = create_model("sesr_m3", scale=3).double()
+    for parameter in small.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    large.start_from(small)
+    x = torch.rand(1, 1, 8, 9, dtype=torch.float64)
+    blocks = F.pixel_unshuffle(small(x), 2).reshape(2, 2, 8, 9)
+    middle = (blocks[0] + blocks[1]) / 2
+    rows = torch.stack([blocks[0], middle, blocks[1]])
+    wanted = torch.stack([rows[:, 0], rows.mean(dim=1), rows[:, 1]], dim=1)
+    wanted = F.pixel_shuffle(wanted.reshape(1, 9, 8, 9), 3)
+    torch.testing.assert_close(large(x), wanted, rtol=0, atol=1e-12)

@@ -117,19 +117,19 @@ class SESR(nn.Module):
         """Continue from the same network at a smaller scale, as x4 starts from x2, in place.
 
         All shared blocks are taken over (section 4). The paper draws a new last block; here each
-        of its output channels starts as that of the smaller scale's pixel which covers it, so the
-        new network begins as the old one enlarged by nearest neighbour, which is a better place.
-        Raises ``UsageError`` if the scale is not a multiple or the networks differ elsewhere.
+        of its output channels starts as the mean of those of the smaller scale's pixels which it
+        touches, so the new network begins as the old one enlarged by nearest neighbour (x4 from
+        x2) or nearly so (x3 from x2), which is a better place.
+        Raises ``UsageError`` if the scale is not larger or the networks differ elsewhere.
         """
-        if self.scale % other.scale:
-            raise UsageError(f"x{self.scale} cannot start from x{other.scale}: not a multiple")
+        if self.scale <= other.scale:
+            raise UsageError(f"x{self.scale} cannot start from x{other.scale}: not a smaller scale")
         state = other.state_dict()
         fine, coarse = self.scale, other.scale
         for name in ("last.project_weight", "last.project_bias"):
             old = state[name]
-            grid = old.reshape(-1, coarse, coarse, *old.shape[1:])
-            for axis in (1, 2):
-                grid = grid.repeat_interleave(fine // coarse, dim=axis)
+            grid = old.reshape(-1, coarse, coarse, old[0].numel()).permute(0, 3, 1, 2)
+            grid = F.adaptive_avg_pool2d(grid, fine).permute(0, 2, 3, 1)
             state[name] = grid.reshape(-1, *old.shape[1:])
         try:
             self.load_state_dict(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from collapsible.models import create_model
 from collapsible.models.registry import load_weights
 from collapsible.models.sesr import SESR
 from collapsible.training.pairs import PairedPictures, PatchSampler, to_unit
-from collapsible.training.recipes import Recipe
+from collapsible.training.recipes import NetworkSpec, Recipe
 
 
 def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
@@ -35,14 +36,20 @@ def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
     try:
         load_weights(network, start)
     except WeightsError:
-        smaller = next((s for s in (2, 3) if s < spec.scale and spec.scale % s == 0), None)
-        if smaller is None or not isinstance(network, SESR):
+        if not isinstance(network, SESR) or not _start_from_smaller(network, spec, start):
             raise
-        other = create_model(spec.name, scale=smaller, **spec.options)
-        load_weights(other, start)
-        assert isinstance(other, SESR)
-        network.start_from(other)
     return network
+
+
+def _start_from_smaller(network: SESR, spec: NetworkSpec, start: Path) -> bool:
+    for scale in range(2, spec.scale):
+        other = create_model(spec.name, scale=scale, **spec.options)
+        assert isinstance(other, SESR)
+        with suppress(WeightsError):
+            load_weights(other, start)
+            network.start_from(other)
+            return True
+    return False
 
 
 class SuperResolution:
