@@ -57,3 +57,7 @@ class WeightsError(CollapsibleError):
 
 class TrainingError(CollapsibleError):
     """Training cannot go on; the message names the last good checkpoint if there is one."""
+
+
+class ExportError(CollapsibleError):
+    """A network that cannot be written for another runtime, or a file that it does not run."""

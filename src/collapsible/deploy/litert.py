@@ -1,0 +1,267 @@
+"""LiteRT (``.tflite``) files: write them in fp32 or full int8, run them, read their operators.
+
+Conversion is litert-torch's and quantisation ai-edge-quantizer's; both are imported only when used.
+Files are channels-last, as LiteRT's kernels and the NPUs behind them want it: a network's input
+[N, C, H, W] is [N, H, W, C] in the file, and so is its output if it has four dimensions.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from collapsible.deploy.quiet import quiet, setting
+from collapsible.errors import ExportError, UsageError, require_packages
+from collapsible.imaging import atomic_write
+
+Array = NDArray[np.float32]
+InputSize = tuple[int, int, int, int]
+# The flatbuffer's file identifier, at bytes 4 to 8.
+_IDENTIFIER = b"TFL3"
+
+
+def save_litert(
+    network: nn.Module,
+    path: Path | str,
+    input_size: InputSize,
+    *,
+    calibration: Sequence[Array] | None = None,
+) -> Path:
+    """Convert a network to a ``.tflite`` file of one input size; returns the path.
+
+    ``input_size`` is torch's (batch, channels, height, width). Without ``calibration`` the file is
+    fp32. With it the file is int8 throughout, input and output too: weights symmetric per channel,
+    activations per tensor with the ranges that the calibration arrays (float32 [C, H, W] or
+    [N, C, H, W] as the network takes them) make the fp32 file reach. The network is converted as
+    it is, in evaluation mode (``export`` collapses it first); the given one is untouched.
+    The file is written whole or not at all. Raises ``MissingExtraError`` without the converter,
+    ``UsageError`` for a size or calibration arrays that do not fit, ``ExportError`` for a network
+    that the converter does not take, ``PictureError`` where the path cannot be written.
+    """
+    path = Path(path)
+    arrays = None if calibration is None else check_calibration(calibration, input_size)
+    packages = ("litert_torch",) if arrays is None else ("litert_torch", "ai_edge_quantizer")
+    require_packages("writing LiteRT files", *packages, extra="edge")
+    content = _convert(network, input_size)
+    if arrays is not None:
+        content = _quantise(content, arrays)
+    with atomic_write(path) as stream:
+        stream.write(content)
+    return path
+
+
+def run_litert(path: Path | str, inputs: Array) -> Array:
+    """What a ``.tflite`` file makes of float32 inputs [N, C, H, W].
+
+    N is a multiple of the file's batch. Outputs are float32, [N, C, H, W] where they have four
+    dimensions. Integer inputs and outputs are quantised and dequantised by the file's own scales,
+    to the nearest and clipped. Raises ``UsageError`` for inputs of another shape, and
+    ``ExportError`` for a file that is missing, damaged, or has operators the interpreter does not
+    know (such as those of a file compiled for an Ethos-U).
+    """
+    require_packages("running LiteRT files", "ai_edge_litert", extra="edge")
+    interpreter = _open(Path(path))
+    given, gives = interpreter.get_input_details(), interpreter.get_output_details()
+    if len(given) != 1 or len(gives) != 1:
+        raise ExportError(
+            f"{path}: {len(given)} inputs and {len(gives)} outputs; one of each is accepted"
+        )
+    batch, *shape = (int(n) for n in given[0]["shape"])
+    data = np.asarray(inputs, dtype=np.float32)
+    last = np.moveaxis(data, 1, -1) if data.ndim == 4 else data
+    if list(last.shape[1:]) != shape or len(last) % batch or not len(last):
+        wanted = [batch, *shape[-1:], *shape[:-1]]
+        raise UsageError(f"{path}: inputs {list(data.shape)}: the file takes {wanted}")
+    results = []
+    for chunk in np.split(last, len(last) // batch):
+        interpreter.set_tensor(given[0]["index"], _to_file(chunk, given[0]))
+        with quiet():
+            interpreter.invoke()
+        results.append(_from_file(interpreter.get_tensor(gives[0]["index"]), gives[0]))
+    result = np.concatenate(results)
+    return np.ascontiguousarray(np.moveaxis(result, -1, 1) if result.ndim == 4 else result)
+
+
+def operators(path: Path | str) -> list[str]:
+    """The operators of a ``.tflite`` file in order of execution, read from the flatbuffer.
+
+    Built-in ones by their name in the schema (``CONV_2D``), custom ones by their own
+    (``ethos-u``). Raises ``ExportError`` for a file that is missing or is not a LiteRT file.
+    """
+    require_packages("reading LiteRT files", "ai_edge_litert", extra="edge")
+    from ai_edge_litert import schema_py_generated as schema
+
+    content = _read(Path(path))
+    builtin = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+    names = []
+    try:
+        model = schema.Model.GetRootAs(content)
+        for subgraph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
+            for i in range(subgraph.OperatorsLength()):
+                kind = model.OperatorCodes(subgraph.Operators(i).OpcodeIndex())
+                # Codes below 127 stand in the older field too, and in old files only there.
+                code = max(kind.BuiltinCode(), kind.DeprecatedBuiltinCode())
+                name = builtin.get(code, f"OPERATOR_{code}")
+                if name == "CUSTOM":
+                    name = (kind.CustomCode() or b"CUSTOM").decode(errors="replace")
+                names.append(name)
+    # The reader checks nothing: a cut file makes it read anywhere.
+    except Exception as error:
+        raise ExportError(f"{path}: a damaged LiteRT file: {_line(error)}") from error
+    return names
+
+
+def check_size(input_size: Sequence[int]) -> InputSize:
+    """Four fixed positive sizes; raises ``UsageError`` for anything else, dynamic ones too."""
+    size = tuple(input_size)
+    if len(size) != 4 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise UsageError(
+            f"input size {','.join(map(str, size))}: a file is for one fixed size; accepted are "
+            "four numbers from 1: batch, channels, height, width"
+        )
+    return size[0], size[1], size[2], size[3]
+
+
+def check_calibration(calibration: Sequence[Array], input_size: Sequence[int]) -> list[Array]:
+    """Calibration arrays as float32 batches of the file's own shape.
+
+    Arrays [N, C, H, W] are taken apart and put together to the file's batch, the last picture
+    repeated where it does not come out even. Raises ``UsageError`` for arrays of another shape,
+    with values that are not finite, or none at all.
+    """
+    batch, *shape = check_size(input_size)
+    single: list[Array] = []
+    for number, given in enumerate(calibration):
+        array = np.asarray(given)
+        if list(array.shape[-3:]) != shape or array.ndim not in (3, 4):
+            raise UsageError(
+                f"calibration array {number} has shape {list(array.shape)}: "
+                f"{shape} or [N, {', '.join(map(str, shape))}] is accepted"
+            )
+        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise UsageError(f"calibration array {number}: finite real numbers are accepted")
+        single += list(array.astype(np.float32).reshape(-1, *shape))
+    if not single:
+        raise UsageError("no calibration pictures: int8 needs at least one")
+    single += [single[-1]] * (-len(single) % batch)
+    return [np.stack(single[i : i + batch]) for i in range(0, len(single), batch)]
+
+
+def run_torch(network: nn.Module, inputs: Array) -> Array:
+    """A network's output on the CPU, in evaluation mode, for float32 inputs."""
+    with torch.no_grad():
+        output = network(torch.from_numpy(np.ascontiguousarray(inputs)))
+    if not isinstance(output, torch.Tensor):
+        raise ExportError(
+            f"{type(network).__name__} gives {type(output).__name__}; one tensor is accepted"
+        )
+    return output.numpy()
+
+
+def prepare(network: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, torch.Tensor]:
+    """A float32 copy on the CPU in evaluation mode, and its output on random input.
+
+    Raises ``UsageError`` where the network does not take input of this size.
+    """
+    size = check_size(input_size)
+    ready = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
+    probe = torch.rand(size, generator=torch.Generator().manual_seed(0))
+    try:
+        return ready, torch.from_numpy(run_torch(ready, probe.numpy()))
+    except ExportError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{type(network).__name__} does not take input {list(size)}: {_line(error)}"
+        ) from error
+
+
+def _convert(network: nn.Module, input_size: InputSize) -> bytes:
+    ready, output = prepare(network, input_size)
+    outputs = [0] if output.ndim == 4 else None
+    batch, channels, height, width = input_size
+    with quiet(), setting("LITERT_TORCH_SHOW_PROGRESS", "n"):
+        import litert_torch
+
+        try:
+            last = litert_torch.to_channel_last_io(ready, args=[0], outputs=outputs).eval()
+            example = (torch.zeros(batch, height, width, channels),)
+            return litert_torch.convert(last, example).model_content()
+        except Exception as error:
+            reason = f"litert-torch cannot convert {type(network).__name__}: {_line(error)}"
+            raise ExportError(reason) from error
+
+
+def _quantise(content: bytes, batches: list[Array]) -> bytes:
+    with quiet():
+        from ai_edge_quantizer import quantizer, recipe
+
+        try:
+            work = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
+            ((signature, names),) = _open_content(content).get_signature_list().items()
+            (name,) = names["inputs"]
+            data = [{name: np.moveaxis(batch, 1, -1).copy()} for batch in batches]
+            found = work.calibrate({signature: data}, num_threads=os.cpu_count() or 1)
+            done = work.quantize(found, enable_progress_bar=False, enable_progress_report=False)
+        except Exception as error:
+            raise ExportError(f"ai-edge-quantizer failed: {_line(error)}") from error
+    if done.quantized_model is None:
+        raise ExportError("ai-edge-quantizer gave no file")
+    return bytes(done.quantized_model)
+
+
+def _to_file(data: Array, details: dict[str, Any]) -> NDArray[Any]:
+    """Floats as the file's tensor takes them."""
+    kind = np.dtype(details["dtype"])
+    scale, zero = details["quantization"]
+    if kind.kind != "i" or not scale:
+        return data.astype(kind)
+    limits = np.iinfo(kind)
+    return np.clip(np.rint(data / scale) + zero, limits.min, limits.max).astype(kind)
+
+
+def _from_file(data: NDArray[Any], details: dict[str, Any]) -> Array:
+    scale, zero = details["quantization"]
+    if np.dtype(details["dtype"]).kind != "i" or not scale:
+        return data.astype(np.float32)
+    return ((data.astype(np.float32) - zero) * scale).astype(np.float32)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return _open_content(_read(path))
+    except (ValueError, RuntimeError) as error:
+        raise ExportError(f"{path}: the LiteRT interpreter refuses it: {_line(error)}") from error
+
+
+def _open_content(content: bytes) -> Any:
+    with quiet():
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+    return interpreter
+
+
+def _read(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror or error}") from error
+    if content[4:8] != _IDENTIFIER:
+        raise ExportError(f"{path}: not a LiteRT file (.tflite)")
+    return content
+
+
+def _line(error: BaseException) -> str:
+    """The first telling line of an error, short enough to read."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
