@@ -38,6 +38,8 @@ def test_the_networks_that_must_ship_do():
 def test_files_are_those_the_card_describes(card):
     assert card.sha256["onnx"] == sha256(card.onnx_path)
     assert card.sha256["safetensors"] == sha256(card.safetensors_path)
+    assert bool(card.metrics_int8) == card.has_int8
+    assert not card.has_int8 or card.sha256["int8"] == sha256(card.int8_path)
     for field in ("training_data", "recipe", "protocol", "licence", "metrics"):
         assert getattr(card, field), field
     network = create_model(card.architecture, scale=card.scale, weights="default")
@@ -49,7 +51,9 @@ def test_files_are_those_the_card_describes(card):
 
 def test_the_folder_holds_nothing_else_and_is_small():
     files = [path for path in FOLDER.iterdir() if path.suffix in {".onnx", ".safetensors", ".json"}]
-    assert {path.stem for path in files} == {card.stem for card in CARDS}
+    assert {path.stem.removesuffix("_int8") for path in files} == {card.stem for card in CARDS}
+    quantised = {path.stem for path in files if path.stem.endswith("_int8")}
+    assert quantised == {f"{card.stem}_int8" for card in CARDS if card.has_int8}
     assert sum(path.stat().st_size for path in files) < 6_000_000
 
 
@@ -106,3 +110,15 @@ def test_engines_agree_in_fp32(shared_data, card):
         for engine in ("openvino", "onnxruntime")
     ]
     assert figures[0] == pytest.approx(figures[1], abs=0.005)
+
+
+@pytest.mark.parametrize("card", [card for card in CARDS if card.has_int8], ids=identify)
+def test_int8_costs_at_most_a_tenth_of_a_decibel(shared_data, card):
+    losses = [
+        card.metrics[name]["psnr"] - card.metrics_int8[name]["psnr"]
+        for name in ("Set5", "Set14", "B100")
+    ]
+    assert sum(losses) / 3 <= 0.10
+    report = evaluate(card.name, shared_data / "sr" / "Set5", scale=card.scale, precision="int8")
+    assert report.precision == "int8"
+    assert report.psnr == pytest.approx(card.metrics_int8["Set5"]["psnr"], abs=0.01)

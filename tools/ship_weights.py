@@ -3,7 +3,8 @@
     python tools/ship_weights.py sesr-m5-x2 --run runs/m5-x2 --sets ../shared/data/sr
 
 RECIPE names the shipped recipe that the run followed; --sets holds Set5, Set14 and B100, whose
-figures are measured by ``collapsible.evaluation`` on the very files that are written.
+figures are measured by ``collapsible.evaluation`` on the very files that are written. With
+--calibrate FOLDER an int8 graph is made too, its ranges taken from pictures of that folder.
 """
 
 from __future__ import annotations
@@ -13,19 +14,40 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from collapsible.deploy import ship
 from collapsible.evaluation import PROTOCOL, evaluate
-from collapsible.imaging import atomic_write
+from collapsible.imaging import atomic_write, read_picture, resize
 from collapsible.models import create_model
 from collapsible.training import read_recipe
 from collapsible.weights import FOLDER, normalise_name
 
 SETS = ("Set5", "Set14", "B100")
+CALIBRATE_EVERY, CROP = 12, 96
 TRAINED_ON = (
     "BSDS500 train and test (400 pictures; validation, which is B100, left out), T91, McMaster "
     "(18), RealSR (16): research-use photographs, not distributed with this package"
 )
 LICENCE = "weights: Apache-2.0; the training pictures have research-use terms of their own"
+
+
+def crops(folder: Path, scale: int) -> list[NDArray[np.uint8]]:
+    """The middles of some of a folder's pictures, reduced as the network's input is."""
+    found = []
+    for path in sorted(folder.rglob("*.*"))[::CALIBRATE_EVERY]:
+        if path.suffix.lower() not in {".png", ".jpg", ".bmp"}:
+            continue
+        pixels = read_picture(path).pixels
+        if pixels.shape[2] < 3:
+            continue
+        small = np.clip(np.rint(resize(pixels[..., :3], scale=1 / scale)), 0, 255).astype(np.uint8)
+        top, left = (max(0, (side - CROP) // 2) for side in small.shape[:2])
+        middle = small[top : top + CROP, left : left + CROP]
+        if min(middle.shape[:2]) >= CROP // 2:
+            found.append(np.ascontiguousarray(middle))
+    return found
 
 
 def main() -> None:
@@ -34,6 +56,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--sets", type=Path, required=True)
     parser.add_argument("--started-from", default="")
+    parser.add_argument("--calibrate", type=Path)
     given = parser.parse_args()
     recipe = read_recipe(given.recipe)
     spec = recipe.network
@@ -53,14 +76,20 @@ def main() -> None:
         recipe=f"{recipe.name}: {recipe.steps:,} steps{start}",
         protocol=PROTOCOL,
         licence=LICENCE,
+        calibration=None if given.calibrate is None else crops(given.calibrate, spec.scale),
     )
-    metrics = {}
-    for name in SETS:
-        folder = given.sets / name
-        report = evaluate(spec.name, folder, scale=spec.scale, precision="fp32")
-        metrics[name] = {key: round(value, 4) for key, value in report.means.items()}
-        print(name, metrics[name])
-    card = replace(card, metrics=metrics)
+
+    def measure(precision: str) -> dict[str, dict[str, float]]:
+        figures = {}
+        for name in SETS:
+            report = evaluate(spec.name, given.sets / name, scale=spec.scale, precision=precision)
+            figures[name] = {key: round(value, 4) for key, value in report.means.items()}
+            print(precision, name, figures[name])
+        return figures
+
+    card = replace(card, metrics=measure("fp32"))
+    if card.has_int8:
+        card = replace(card, metrics_int8=measure("int8"))
     with atomic_write(FOLDER / f"{card.stem}.json") as stream:
         stream.write(card.to_json().encode())
 

@@ -15,7 +15,15 @@ from collapsible.weights import Card, list_cards
 @pytest.fixture
 def cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Card]:
     made = [
-        Card("sesr_m5", 2, 13520, 9, metrics={"Set5": {"psnr": 37.25}}, folder=tmp_path),
+        Card(
+            "sesr_m5",
+            2,
+            13520,
+            9,
+            metrics={"Set5": {"psnr": 37.25}},
+            metrics_int8={"Set5": {"psnr": 37.2}},
+            folder=tmp_path,
+        ),
         Card("fsrcnn", 2, 12464, 10, metrics={"Set14": {"psnr": 32.5}}, folder=tmp_path),
     ]
     for card in made:
@@ -37,7 +45,17 @@ def test_table_and_json_tell_the_same() -> None:
     assert text.splitlines()[0].split()[:2] == ["model", "scale"]
     assert [line.split()[0] for line in text.splitlines()[1:3]] == ["fsrcnn", "sesr-m5"]
     # 13,520 weights times 1920 x 1080 pixels.
-    assert text.splitlines()[2].split() == ["sesr-m5", "x2", "13,520", "28.0", "70", "37.25", "-"]
+    wanted = ["sesr-m5", "x2", "float", "13,520", "28.0", "70", "37.25", "-"]
+    assert text.splitlines()[2].split() == wanted
+    assert text.splitlines()[3].split() == [
+        "sesr-m5",
+        "x2",
+        "int8",
+        *wanted[3:5],
+        "-",
+        "37.20",
+        "-",
+    ]
     code, text, _ = run("--json")
     assert code == 0
     rows = json.loads(text)

@@ -24,7 +24,7 @@ def evaluate(
         str, typer.Option(help="What makes the finished pictures: auto, openvino, onnxruntime.")
     ] = "auto",
     precision: Annotated[
-        str, typer.Option(help="Of the finished pictures: auto, fp32, bf16.")
+        str, typer.Option(help="Of the finished pictures: auto, fp32, bf16, int8.")
     ] = "auto",
     architecture: Annotated[
         str | None, typer.Option(help="Network of a .safetensors file that nothing describes.")

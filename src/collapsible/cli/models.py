@@ -52,7 +52,11 @@ def _row(card: Card) -> dict[str, Any]:
     """The facts of one model; ``metrics`` are the card's, in dB and SSIM."""
     sizes = {
         kind: path.stat().st_size if path.is_file() else None
-        for kind, path in (("onnx", card.onnx_path), ("safetensors", card.safetensors_path))
+        for kind, path in (
+            ("onnx", card.onnx_path),
+            ("safetensors", card.safetensors_path),
+            ("int8", card.int8_path),
+        )
     }
     return {
         "model": card.name,
@@ -62,12 +66,22 @@ def _row(card: Card) -> dict[str, Any]:
         "macs_1080p": card.parameters * HEIGHT * WIDTH,
         "bytes": sizes,
         "metrics": card.metrics,
+        "metrics_int8": card.metrics_int8,
         "training_data": card.training_data,
         "licence": card.licence,
     }
 
 
 def _speed(card: Card) -> dict[str, Any]:
+    forms = {"": "auto", "_int8": "int8"} if card.has_int8 else {"": "auto"}
+    return {
+        f"{key}{form}": value
+        for form, precision in forms.items()
+        for key, value in _speed_of(card, precision).items()
+    }
+
+
+def _speed_of(card: Card, precision: str) -> dict[str, Any]:
     """The least of a few runs on one 1920x1080 picture in memory, after one to warm up."""
     import time
 
@@ -76,7 +90,7 @@ def _speed(card: Card) -> dict[str, Any]:
     from collapsible.upscaler import Upscaler
 
     picture = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    upscaler = Upscaler(card, scale=card.scale)
+    upscaler = Upscaler(card, scale=card.scale, precision=precision)
     seconds = []
     for _ in range(BENCH_RUNS + 1):
         start = time.perf_counter()
@@ -92,23 +106,26 @@ def _speed(card: Card) -> dict[str, Any]:
 def _table(rows: list[dict[str, Any]]) -> str:
     sets = sorted({name for row in rows for name in row["metrics"]}, key=_set_order)
     bench = "seconds_1080p" in rows[0]
-    head = ["model", "scale", "parameters", "GMACs 1080p", "kB", *sets]
+    head = ["model", "scale", "form", "parameters", "GMACs 1080p", "kB", *sets]
     lines = [[*head, "s 1080p", "by"] if bench else head]
     for row in rows:
-        size = row["bytes"]["onnx"]
-        line = [
-            row["model"],
-            f"x{row['scale']}",
-            f"{row['parameters']:,}",
-            f"{row['macs_1080p'] / 1e9:.1f}",
-            "-" if size is None else f"{size / 1000:.0f}",
-        ]
-        for name in sets:
-            measured = row["metrics"].get(name, {}).get("psnr")
-            line.append("-" if measured is None else f"{measured:.2f}")
-        if bench:
-            line += [f"{row['seconds_1080p']:.3f}", f"{row['engine']} {row['precision']}"]
-        lines.append(line)
+        for form in ("", "_int8") if row["metrics_int8"] else ("",):
+            size = row["bytes"]["int8" if form else "onnx"]
+            line = [
+                row["model"],
+                f"x{row['scale']}",
+                "int8" if form else "float",
+                f"{row['parameters']:,}",
+                f"{row['macs_1080p'] / 1e9:.1f}",
+                "-" if size is None else f"{size / 1000:.0f}",
+            ]
+            for name in sets:
+                measured = row[f"metrics{form}"].get(name, {}).get("psnr")
+                line.append("-" if measured is None else f"{measured:.2f}")
+            if bench:
+                made_by = f"{row[f'engine{form}']} {row[f'precision{form}']}"
+                line += [f"{row[f'seconds_1080p{form}']:.3f}", made_by]
+            lines.append(line)
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     text = [
         "  ".join(

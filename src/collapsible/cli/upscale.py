@@ -32,8 +32,11 @@ def upscale(
     ] = "sesr-m5",
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="auto (bf16 where it loses less than 0.02 dB), fp32 or bf16.")
+        str, typer.Option(help="auto (bf16 where it loses less than 0.02 dB), fp32, bf16 or int8.")
     ] = "auto",
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Let auto precision be int8, which loses up to 0.1 dB.")
+    ] = False,
     tile: Annotated[str, typer.Option(help="Side of the tiles in input pixels, or auto.")] = "auto",
     recursive: Annotated[
         bool, typer.Option("--recursive", "-r", help="Look in the subfolders of folders too.")
@@ -77,6 +80,7 @@ def upscale(
         scale=scale,
         engine=engine,
         precision=precision,
+        fast=fast,
         tile="auto" if tile == "auto" else int(tile),
         threads=threads,
     )

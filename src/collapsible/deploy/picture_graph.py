@@ -84,29 +84,37 @@ def bicubic_phases(scale: int) -> Array:
 
 def assemble(plain: PlainNetwork, *, name: str) -> onnx.ModelProto:
     """The picture graph of plain arrays; see ``build_picture_graph``."""
-    graph = _Graph()
-    x = graph.add("Cast", "picture", to=TensorProto.FLOAT)
-    x = graph.add("Transpose", x, perm=[0, 3, 1, 2])
-    x = graph.add("Sub", x, graph.constant(np.float32(CENTRE)))
-    y = first = graph.convolve(x, _fold_first(plain))
-    for layer in plain.layers[1:-1]:
+    graph = GraphBuilder()
+    layers = fold_colour(plain)
+    x = graph.begin()
+    y = first = graph.convolve(x, layers[0])
+    for layer in layers[1:-1]:
         y = graph.convolve(y, layer)
     if plain.long_residual:
         y = graph.add("Add", y, first)
-    beside = _beside(plain)
-    last = _fold_last(plain, beside)
-    if beside is not None:
+    if uses_picture(layers):
         y = graph.add("Concat", y, x, axis=1)
-    y = graph.convolve(y, last)
-    y = graph.add("DepthToSpace", y, blocksize=plain.scale, mode="DCR")
-    y = graph.add("Clip", y, graph.constant(np.float32(0)), graph.constant(np.float32(255)))
-    y = graph.add("Cast", graph.add("Round", y), to=TensorProto.UINT8)
-    graph.add("Transpose", y, output="upscaled", perm=[0, 2, 3, 1])
+    y = graph.convolve(y, layers[-1])
+    graph.end(y, plain.scale)
     return graph.finish(name, plain)
 
 
+def fold_colour(plain: PlainNetwork) -> tuple[Layer, ...]:
+    """The layers from the picture, centred on 0, in levels, to RGB levels before the shuffle.
+
+    The last layer reads the features, then the picture's three channels where it takes part
+    (``uses_picture``); its output channels are in the order (row, column, colour).
+    """
+    return (_fold_first(plain), *plain.layers[1:-1], _fold_last(plain, _beside(plain)))
+
+
+def uses_picture(layers: tuple[Layer, ...]) -> bool:
+    """Whether the last of ``fold_colour``'s layers reads the picture beside the features."""
+    return layers[-1].weight.shape[1] > layers[-2].weight.shape[0]
+
+
 @dataclass
-class _Graph:
+class GraphBuilder:
     """Nodes and constants under construction, with names given in order."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -122,8 +130,22 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
         return output
 
-    def convolve(self, x: str, layer: Layer) -> str:
-        weight = self.constant(layer.weight.astype(np.float32))
+    def begin(self) -> str:
+        """The picture as planes centred on 0."""
+        x = self.add("Cast", "picture", to=TensorProto.FLOAT)
+        x = self.add("Transpose", x, perm=[0, 3, 1, 2])
+        return self.add("Sub", x, self.constant(np.float32(CENTRE)))
+
+    def end(self, y: str, scale: int) -> None:
+        """From RGB levels of each phase to the enlarged picture."""
+        y = self.add("DepthToSpace", y, blocksize=scale, mode="DCR")
+        y = self.add("Clip", y, self.constant(np.float32(0)), self.constant(np.float32(255)))
+        y = self.add("Cast", self.add("Round", y), to=TensorProto.UINT8)
+        self.add("Transpose", y, output="upscaled", perm=[0, 2, 3, 1])
+
+    def convolve(self, x: str, layer: Layer, weight: str | None = None) -> str:
+        """A layer with its bend; ``weight`` names its weights where they are not a constant."""
+        weight = weight or self.constant(layer.weight.astype(np.float32))
         bias = self.constant(layer.bias.astype(np.float32))
         padding = [layer.weight.shape[-1] // 2] * 4
         y = self.add("Conv", x, weight, bias, pads=padding)
@@ -134,7 +156,9 @@ class _Graph:
         slope = self.constant(layer.slope.astype(np.float32).reshape(-1, 1, 1))
         return self.add("PRelu", y, slope)
 
-    def finish(self, name: str, plain: PlainNetwork) -> onnx.ModelProto:
+    def finish(
+        self, name: str, plain: PlainNetwork, *, precision: str | None = None
+    ) -> onnx.ModelProto:
         picture = helper.make_tensor_value_info("picture", TensorProto.UINT8, [1, "H", "W", 3])
         upscaled = helper.make_tensor_value_info("upscaled", TensorProto.UINT8, [1, "sH", "sW", 3])
         graph = helper.make_graph(self.nodes, name, [picture], [upscaled], self.constants)
@@ -149,6 +173,8 @@ class _Graph:
             "collapsible.scale": str(plain.scale),
             "collapsible.receptive_radius": str(plain.receptive_radius),
         }
+        if precision is not None:
+            facts["collapsible.precision"] = precision
         helper.set_model_props(model, facts)
         onnx.checker.check_model(model, full_check=True)
         return model

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from collapsible.blocks import CollapsibleConv2d
 from collapsible.deploy.picture_graph import build_picture_graph, save_graph
+from collapsible.deploy.quantise import quantise_picture_graph
 from collapsible.errors import UsageError
 from collapsible.folding import collapse
 from collapsible.imaging import atomic_write
@@ -30,11 +33,13 @@ def ship(
     protocol: str = "",
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     licence: str = "",
+    calibration: Sequence[NDArray[np.uint8]] | None = None,
 ) -> Card:
     """Write ``ARCHITECTURE_xSCALE.safetensors``, ``.onnx`` and ``.json`` to ``folder``.
 
     The network (SESR or FSRCNN) is collapsed first if it is in its training form, and shipped in
-    fp32. ``options`` are those its constructor needs to be built again, besides the scale;
+    fp32; with ``calibration`` pictures (see ``quantise_picture_graph``) an ``_int8.onnx`` comes
+    beside. ``options`` are those its constructor needs to be built again, besides the scale;
     ``metrics`` maps a set's name to ``EvaluationReport.means``. Each file is written whole or not
     at all, the card last, so that a card never describes files that are not there; its
     SHA-256 sums are of the files as written. ``parameters`` counts weights of convolutions alone,
@@ -68,6 +73,10 @@ def ship(
         "safetensors": sha256(draft.safetensors_path),
         "onnx": sha256(draft.onnx_path),
     }
+    if calibration is not None:
+        quantised = quantise_picture_graph(network, calibration, name=draft.architecture)
+        save_graph(quantised, draft.int8_path)
+        sums["int8"] = sha256(draft.int8_path)
     card = replace(draft, sha256=sums)
     with atomic_write(card.path) as stream:
         stream.write(card.to_json().encode())

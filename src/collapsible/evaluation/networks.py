@@ -24,9 +24,10 @@ def shipped(model: str, scale: int, engine: str, precision: str) -> Subject:
     card = find_card(model, scale)
     network = load_network(card.safetensors_path, card.architecture, scale, card.options)
     upscaler = Upscaler(card, scale=scale, engine=engine, precision=precision)
+    quantised = upscaler.graph.quantised
     return Subject(
         card.name,
-        luma_function(network),
+        _luma_of_graph(upscaler) if quantised else luma_function(network),
         upscaler,
         upscaler.engine.name,
         upscaler.engine.precision,
@@ -139,6 +140,20 @@ def luma_function(network: nn.Module) -> LumaFunction:
         if colour == "y" or low.shape[2] == 1:
             return result.mean(axis=2)
         return luma(np.clip(result, 0, 255))
+
+    return enlarge
+
+
+def _luma_of_graph(upscaler: Upscaler) -> LumaFunction:
+    """The Y of an int8 graph before its rounding and clipping: no torch form computes it."""
+    radius, scale = upscaler.graph.radius, upscaler.scale
+
+    def enlarge(low: NDArray[np.uint8]) -> NDArray[np.float64]:
+        planes = low if low.shape[2] == 3 else np.repeat(low, 3, axis=2)
+        padded = np.pad(planes, ((radius, radius), (radius, radius), (0, 0)), mode="edge")
+        large = upscaler.engine.run(padded.astype(np.float32)).astype(np.float64)
+        edge = slice(radius * scale, -radius * scale)
+        return luma(large[edge, edge] if low.shape[2] == 3 else large[edge, edge, :1])
 
     return enlarge
 

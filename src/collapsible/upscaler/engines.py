@@ -21,7 +21,7 @@ from collapsible.imaging import rgb_to_y
 from collapsible.upscaler.graph_file import GraphFile
 
 ENGINES = ("openvino", "onnxruntime")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 # bf16 must stay within 0.02 dB of fp32, on Y as the field measures. If its error e is independent
 # of the network's own error, whose mean square at a typical 38 dB is m = 255^2 / 10^3.8 = 10.3,
@@ -81,7 +81,8 @@ class OpenVinoEngine:
         )
         _check_contract(graph, kept)
         self._options: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            # What an int8 graph does not compute in int8 it computes in fp32.
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "EXECUTION_MODE_HINT": "ACCURACY" if precision == "fp32" else "PERFORMANCE",
             "PERFORMANCE_HINT": "LATENCY",
         }
@@ -92,7 +93,7 @@ class OpenVinoEngine:
     def _without_rounding(self, model: Any) -> Any:
         """The same graph from float to float: no casts, no clipping, no rounding at the end."""
         opset = self._openvino.opset13
-        head = next(op for op in model.get_ordered_ops() if op.get_type_name() == "Convert")
+        head = next(iter(model.inputs[0].get_target_inputs())).get_node()
         parameter = opset.parameter([1, -1, -1, 3], np.float32, name="picture")
         head.output(0).replace(parameter.output(0))
         node = model.get_results()[0].input_value(0).get_node()
@@ -135,11 +136,11 @@ class OnnxRuntimeEngine:
     """ONNX Runtime on the CPU."""
 
     name = "onnxruntime"
-    precision = "fp32"
 
     def __init__(self, graph: GraphFile, precision: str, threads: int | None = None) -> None:
-        if precision != "fp32":
-            raise UsageError(f"onnxruntime runs fp32 here, not {precision}; openvino runs both")
+        if precision == "bf16":
+            raise UsageError("onnxruntime runs fp32 and int8 here, not bf16; openvino runs all")
+        self.precision = precision
         if find_spec("onnxruntime") is None:
             raise MissingExtraError("--engine onnxruntime", "onnxruntime", "onnxruntime")
         self._graph, self._threads = graph, threads
@@ -244,7 +245,7 @@ def open_engine(
 
     OpenVINO is the fastest on x86 CPUs by measurement (benchmarks/upscale.py). ``auto`` precision
     is bf16 where the CPU computes in it and its error, measured here and now, costs less than
-    0.02 dB; else fp32.
+    0.02 dB; else fp32. A graph that is quantised is int8 and nothing else.
     Raises ``UnknownNameError`` for another engine or precision, ``UsageError`` for a pair that
     does not exist, ``MissingExtraError`` for an engine that is not installed.
     """
@@ -252,6 +253,11 @@ def open_engine(
         raise UnknownNameError("engine", engine, ("auto", *ENGINES))
     if precision not in ("auto", *PRECISIONS):
         raise UnknownNameError("precision", precision, ("auto", *PRECISIONS))
+    if graph.quantised != (precision == "int8") and (graph.quantised or precision == "int8"):
+        if precision != "auto":
+            kind = "int8" if graph.quantised else "not quantised"
+            raise UsageError(f"{graph.path} is {kind}: precision {precision!r} does not go with it")
+        precision = "int8"
     if engine == "auto":
         engine = "openvino" if find_spec("openvino") else "onnxruntime"
     if engine == "onnxruntime":

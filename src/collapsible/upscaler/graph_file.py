@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from collapsible.errors import WeightsError
+from collapsible.errors import UsageError, WeightsError
 from collapsible.weights import Card, find_card, sha256
 
 # ModelProto.metadata_props and StringStringEntryProto.key/.value in onnx.proto3.
@@ -18,13 +18,14 @@ class GraphFile:
     """A graph from uint8 RGB [1, H, W, 3] to uint8 RGB [1, s H, s W, 3], and its facts.
 
     ``radius`` is the receptive radius in input pixels: what lies further away from an output
-    pixel's own place cannot change it.
+    pixel's own place cannot change it. ``quantised`` graphs compute in int8 and nothing else.
     """
 
     path: Path
     name: str
     scale: int
     radius: int
+    quantised: bool = False
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -79,6 +80,7 @@ def read_graph_file(path: Path) -> GraphFile:
             facts.get("collapsible.name", path.stem),
             int(facts["collapsible.scale"]),
             int(facts["collapsible.receptive_radius"]),
+            facts.get("collapsible.precision") == "int8",
         )
     except (KeyError, ValueError):
         raise WeightsError(
@@ -87,30 +89,39 @@ def read_graph_file(path: Path) -> GraphFile:
         ) from None
 
 
-def find_graph(model: str | Path | Card, scale: int) -> GraphFile:
+def find_graph(
+    model: str | Path | Card, scale: int, precision: str = "auto", *, fast: bool = False
+) -> GraphFile:
     """The graph of a shipped model, of a card, or of an ``.onnx`` file.
 
-    Raises ``UnknownNameError`` for an unknown name, ``UsageError`` for a scale without weights,
-    ``WeightsError`` for a file that will not do.
+    Of a model it is the int8 graph if ``precision`` is ``"int8"``, and also if it is ``"auto"``
+    with ``fast`` and the model has one.
+    Raises ``UnknownNameError`` for an unknown name, ``UsageError`` for a scale without weights or a
+    model without an int8 graph, ``WeightsError`` for a file that will not do.
     """
     if isinstance(model, Card):
-        return _graph_of(model)
+        return _graph_of(model, precision, fast)
     path = Path(model)
     if path.suffix == ".onnx":
         graph = read_graph_file(path)
         if graph.scale != scale:
             raise WeightsError(f"{path} enlarges x{graph.scale}, not x{scale}")
         return graph
-    return _graph_of(find_card(str(model), scale))
+    return _graph_of(find_card(str(model), scale), precision, fast)
 
 
-def _graph_of(card: Card) -> GraphFile:
+def _graph_of(card: Card, precision: str, fast: bool) -> GraphFile:
     """A card's graph, if it is the one that the card describes."""
-    graph = read_graph_file(card.onnx_path)
-    stated = card.sha256.get("onnx")
-    if stated and sha256(card.onnx_path) != stated:
+    if precision == "int8" and not card.has_int8:
+        raise UsageError(
+            f"{card.name} x{card.scale} has no int8 graph: precision may be fp32, bf16"
+        )
+    quantised = precision == "int8" or (fast and precision == "auto" and card.has_int8)
+    path, key = (card.int8_path, "int8") if quantised else (card.onnx_path, "onnx")
+    graph = read_graph_file(path)
+    stated = card.sha256.get(key)
+    if stated and sha256(path) != stated:
         raise WeightsError(
-            f"{card.onnx_path} is damaged or another file: its SHA-256 is not the one in "
-            f"{card.path.name}"
+            f"{path} is damaged or another file: its SHA-256 is not the one in {card.path.name}"
         )
     return graph

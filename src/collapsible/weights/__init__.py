@@ -1,8 +1,9 @@
 """The shipped weights: for each network and scale a card, a safetensors file and an ONNX graph.
 
 Files live beside this module: ``<architecture>_x<scale>.json`` (the card), ``.safetensors``
-(collapsed weights) and ``.onnx`` (one graph, uint8 RGB to uint8 RGB). Nothing here imports
-NumPy or an engine, so that listing is instant.
+(collapsed weights), ``.onnx`` (one graph, uint8 RGB to uint8 RGB) and, where there is one,
+``_int8.onnx`` (the same quantised). Nothing here imports NumPy or an engine, so that listing is
+instant.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ class Card:
     """What a weights file is, where it comes from and how good it is.
 
     ``metrics`` maps a set's name (``Set5``) to ``{"psnr", "ssim", "psnr_picture", "ssim_picture"}``
-    in dB and [0, 1], by the protocol that ``protocol`` states. ``receptive_radius`` is in input
-    pixels: an output pixel depends on inputs at most that far from its own place.
+    in dB and [0, 1], by the protocol that ``protocol`` states; ``metrics_int8`` the same of the
+    int8 graph, which exists if ``sha256`` has ``"int8"``. ``receptive_radius`` is in input pixels:
+    an output pixel depends on inputs at most that far from its own place.
     """
 
     architecture: str
@@ -49,6 +51,7 @@ class Card:
     recipe: str = ""
     protocol: str = ""
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics_int8: dict[str, dict[str, float]] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
     licence: str = ""
     folder: Path = FOLDER
@@ -65,6 +68,14 @@ class Card:
     @property
     def onnx_path(self) -> Path:
         return self.folder / f"{self.stem}.onnx"
+
+    @property
+    def int8_path(self) -> Path:
+        return self.folder / f"{self.stem}_int8.onnx"
+
+    @property
+    def has_int8(self) -> bool:
+        return "int8" in self.sha256
 
     @property
     def safetensors_path(self) -> Path:
