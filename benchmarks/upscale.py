@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from timing import finish, parser, summarise, take_turns
 
+from collapsible.errors import CollapsibleError
 from collapsible.upscaler import Upscaler
 
 HEIGHT, WIDTH = 1080, 1920
@@ -51,18 +52,24 @@ def main() -> None:
     for engine, precision in (
         ("openvino", "fp32"),
         ("openvino", "bf16"),
+        ("openvino", "int8"),
         ("onnxruntime", "fp32"),
+        ("onnxruntime", "int8"),
     ):
         if find_spec(engine) is None:
             absent[f"{engine} {precision}"] = "absent: not installed"
             continue
-        upscaler = Upscaler(
-            given.model,
-            scale=given.scale,
-            engine=engine,
-            precision=precision,
-            threads=given.threads,
-        )
+        try:
+            upscaler = Upscaler(
+                given.model,
+                scale=given.scale,
+                engine=engine,
+                precision=precision,
+                threads=given.threads,
+            )
+        except CollapsibleError as error:
+            absent[f"{engine} {precision}"] = f"absent: {error}"
+            continue
         cases[f"{engine} {precision}"] = lambda upscaler=upscaler: upscaler(picture)
     enlarge, reason = opencv(given.fsrcnn, given.scale, picture)
     if enlarge is None:
