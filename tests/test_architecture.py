@@ -28,6 +28,7 @@ FLOORS = {
     "deploy": 4,
     "evaluation": 5,
     "training": 6,
+    "reproduce": 8,
     "cli": 9,
 }
 # The front doors only pass on to rooms: lazily resolved public names, and ``python -m``.

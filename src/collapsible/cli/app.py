@@ -15,10 +15,11 @@ from collapsible.cli.common import reporting
 from collapsible.cli.cost import cost
 from collapsible.cli.evaluate import evaluate
 from collapsible.cli.models import models
+from collapsible.cli.reproduce import reproduce
 from collapsible.cli.train import train
 from collapsible.cli.upscale import upscale
 
-COMMANDS = (upscale, models, evaluate, train, collapse, cost)
+COMMANDS = (upscale, models, evaluate, train, collapse, cost, reproduce)
 
 app = typer.Typer(
     name="collapsible",

@@ -1,0 +1,101 @@
+"""Which tables there are, and how one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+from collapsible.errors import UnknownNameError, UsageError, require_packages
+from collapsible.reproduce.report import Reproduction
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a table is made from.
+
+    ``data`` is a folder with the test sets (``Set5``, ``Set14``, ``B100``, each with ``HR`` inside)
+    and the training pictures (``train``). ``runs`` is where training leaves its checkpoints;
+    asked again, it goes on from there. ``steps`` and ``seeds`` change how long and how often a
+    table that trains does so. ``on_progress(done, total, what)`` is called as the work goes on.
+    """
+
+    full: bool = False
+    data: Path | None = None
+    runs: Path = Path("runs")
+    steps: int | None = None
+    seeds: int | None = None
+    on_progress: Callable[[int, int, str], None] = _silent
+
+    @property
+    def form(self) -> str:
+        return "full" if self.full else "small"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's name and one line about it, what its two forms are, and where it is made.
+
+    ``place`` is ``module:function`` below this room; the module is imported when the table is made,
+    so that listing loads nothing. A table whose forms are one has None for ``small``.
+    """
+
+    name: str
+    about: str
+    place: str
+    full: str
+    small: str | None = None
+    trains: bool = False
+    packages: tuple[str, ...] = ("torch", "safetensors")
+    extra: str = "train"
+
+
+TABLES: tuple[Table, ...] = (
+    Table(
+        "sesr/training-cost",
+        "MACs, time and memory of a training step, expanded and collapsed",
+        "sesr_training_cost:training_cost",
+        full="batch 32 of 64x64, three rounds of five steps (minutes)",
+        small="MACs at the same size; time and memory for a batch of 2, one round",
+    ),
+)
+
+
+def list_tables() -> tuple[Table, ...]:
+    """All tables, in the order of the papers."""
+    return TABLES
+
+
+def find_table(name: str) -> Table:
+    """A table by name; raises ``UnknownNameError`` with the nearest one."""
+    wanted = name.strip().lower().replace("_", "-")
+    for table in TABLES:
+        if table.name == wanted:
+            return table
+    raise UnknownNameError("table", name, (table.name for table in TABLES))
+
+
+def reproduce(name: str, request: Request | None = None) -> Reproduction:
+    """Make a paper's table anew.
+
+    Raises ``UnknownNameError`` for an unknown table, ``UsageError`` for options that it does not
+    have or data that is not there, ``MissingExtraError`` where a package is missing.
+    """
+    table, request = find_table(name), request or Request()
+    if request.data is not None and not request.data.is_dir():
+        raise UsageError(f"no folder of data at {request.data}")
+    for option, value in (("steps", request.steps), ("seeds", request.seeds)):
+        if value is None:
+            continue
+        if not table.trains:
+            raise UsageError(f"{table.name} trains nothing, so {option} means nothing to it")
+        if value < 1:
+            raise UsageError(f"{option}={value}: the least is 1")
+    require_packages(f"reproduce {table.name}", *table.packages, extra=table.extra)
+    module, _, function = table.place.partition(":")
+    return getattr(import_module(f"collapsible.reproduce.{module}"), function)(request)
