@@ -28,6 +28,7 @@ FLOORS = {
     "deploy": 4,
     "evaluation": 5,
     "training": 6,
+    "defence": 7,
     "reproduce": 8,
     "cli": 9,
 }

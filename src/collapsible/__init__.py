@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collapsible.costs import CostReport, cost
+    from collapsible.defence import DefendedClassifier
     from collapsible.errors import CollapsibleError
     from collapsible.folding import CollapseReport, collapse
     from collapsible.models import create_model, list_models
@@ -24,6 +25,7 @@ _HOMES = {
     "CollapseReport": "collapsible.folding",
     "CollapsibleError": "collapsible.errors",
     "CostReport": "collapsible.costs",
+    "DefendedClassifier": "collapsible.defence",
     "Upscaler": "collapsible.upscaler",
     "collapse": "collapsible.folding",
     "cost": "collapsible.costs",
@@ -36,6 +38,7 @@ __all__ = [
     "CollapseReport",
     "CollapsibleError",
     "CostReport",
+    "DefendedClassifier",
     "Upscaler",
     "__version__",
     "collapse",
