@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collapsible.errors import CollapsibleError
+from collapsible.defence.errors import DefenceError
 
 
-class AttackError(CollapsibleError):
+class AttackError(DefenceError):
     """An attack cannot work on this model; the message says what would make it work."""
 
 
