@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collapsible.costs import CostReport, cost
     from collapsible.defence import DefendedClassifier
+    from collapsible.deploy.export import ExportReport, export
     from collapsible.errors import CollapsibleError
     from collapsible.folding import CollapseReport, collapse
     from collapsible.models import create_model, list_models
@@ -26,10 +27,12 @@ _HOMES = {
     "CollapsibleError": "collapsible.errors",
     "CostReport": "collapsible.costs",
     "DefendedClassifier": "collapsible.defence",
+    "ExportReport": "collapsible.deploy.export",
     "Upscaler": "collapsible.upscaler",
     "collapse": "collapsible.folding",
     "cost": "collapsible.costs",
     "create_model": "collapsible.models",
+    "export": "collapsible.deploy.export",
     "list_models": "collapsible.models",
     "upscale": "collapsible.upscaler",
 }
@@ -39,11 +42,13 @@ __all__ = [
     "CollapsibleError",
     "CostReport",
     "DefendedClassifier",
+    "ExportReport",
     "Upscaler",
     "__version__",
     "collapse",
     "cost",
     "create_model",
+    "export",
     "list_models",
     "upscale",
 ]

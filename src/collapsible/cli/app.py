@@ -14,12 +14,13 @@ from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
 from collapsible.cli.cost import cost
 from collapsible.cli.evaluate import evaluate
+from collapsible.cli.export import export
 from collapsible.cli.models import models
 from collapsible.cli.reproduce import reproduce
 from collapsible.cli.train import train
 from collapsible.cli.upscale import upscale
 
-COMMANDS = (upscale, models, evaluate, train, collapse, cost, reproduce)
+COMMANDS = (upscale, models, evaluate, train, collapse, cost, export, reproduce)
 
 app = typer.Typer(
     name="collapsible",

@@ -7,7 +7,6 @@ Files are channels-last, as LiteRT's kernels and the NPUs behind them want it: a
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from collapsible.deploy.given import InputSize, check_calibration, first_line, prepare
 from collapsible.deploy.quiet import quiet, setting
 from collapsible.errors import ExportError, UsageError, require_packages
 from collapsible.imaging import atomic_write
 
 Array = NDArray[np.float32]
-InputSize = tuple[int, int, int, int]
 # The flatbuffer's file identifier, at bytes 4 to 8.
 _IDENTIFIER = b"TFL3"
 
@@ -103,7 +102,7 @@ def operators(path: Path | str) -> list[str]:
     builtin = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
     names = []
     try:
-        model = schema.Model.GetRootAs(content)
+        model: Any = schema.Model.GetRootAs(content)
         for subgraph in (model.Subgraphs(i) for i in range(model.SubgraphsLength())):
             for i in range(subgraph.OperatorsLength()):
                 kind = model.OperatorCodes(subgraph.Operators(i).OpcodeIndex())
@@ -115,73 +114,8 @@ def operators(path: Path | str) -> list[str]:
                 names.append(name)
     # The reader checks nothing: a cut file makes it read anywhere.
     except Exception as error:
-        raise ExportError(f"{path}: a damaged LiteRT file: {_line(error)}") from error
+        raise ExportError(f"{path}: a damaged LiteRT file: {first_line(error)}") from error
     return names
-
-
-def check_size(input_size: Sequence[int]) -> InputSize:
-    """Four fixed positive sizes; raises ``UsageError`` for anything else, dynamic ones too."""
-    size = tuple(input_size)
-    if len(size) != 4 or any(not isinstance(n, int) or n < 1 for n in size):
-        raise UsageError(
-            f"input size {','.join(map(str, size))}: a file is for one fixed size; accepted are "
-            "four numbers from 1: batch, channels, height, width"
-        )
-    return size[0], size[1], size[2], size[3]
-
-
-def check_calibration(calibration: Sequence[Array], input_size: Sequence[int]) -> list[Array]:
-    """Calibration arrays as float32 batches of the file's own shape.
-
-    Arrays [N, C, H, W] are taken apart and put together to the file's batch, the last picture
-    repeated where it does not come out even. Raises ``UsageError`` for arrays of another shape,
-    with values that are not finite, or none at all.
-    """
-    batch, *shape = check_size(input_size)
-    single: list[Array] = []
-    for number, given in enumerate(calibration):
-        array = np.asarray(given)
-        if list(array.shape[-3:]) != shape or array.ndim not in (3, 4):
-            raise UsageError(
-                f"calibration array {number} has shape {list(array.shape)}: "
-                f"{shape} or [N, {', '.join(map(str, shape))}] is accepted"
-            )
-        if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise UsageError(f"calibration array {number}: finite real numbers are accepted")
-        single += list(array.astype(np.float32).reshape(-1, *shape))
-    if not single:
-        raise UsageError("no calibration pictures: int8 needs at least one")
-    single += [single[-1]] * (-len(single) % batch)
-    return [np.stack(single[i : i + batch]) for i in range(0, len(single), batch)]
-
-
-def run_torch(network: nn.Module, inputs: Array) -> Array:
-    """A network's output on the CPU, in evaluation mode, for float32 inputs."""
-    with torch.no_grad():
-        output = network(torch.from_numpy(np.ascontiguousarray(inputs)))
-    if not isinstance(output, torch.Tensor):
-        raise ExportError(
-            f"{type(network).__name__} gives {type(output).__name__}; one tensor is accepted"
-        )
-    return output.numpy()
-
-
-def prepare(network: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, torch.Tensor]:
-    """A float32 copy on the CPU in evaluation mode, and its output on random input.
-
-    Raises ``UsageError`` where the network does not take input of this size.
-    """
-    size = check_size(input_size)
-    ready = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
-    probe = torch.rand(size, generator=torch.Generator().manual_seed(0))
-    try:
-        return ready, torch.from_numpy(run_torch(ready, probe.numpy()))
-    except ExportError:
-        raise
-    except Exception as error:
-        raise UsageError(
-            f"{type(network).__name__} does not take input {list(size)}: {_line(error)}"
-        ) from error
 
 
 def _convert(network: nn.Module, input_size: InputSize) -> bytes:
@@ -196,7 +130,7 @@ def _convert(network: nn.Module, input_size: InputSize) -> bytes:
             example = (torch.zeros(batch, height, width, channels),)
             return litert_torch.convert(last, example).model_content()
         except Exception as error:
-            reason = f"litert-torch cannot convert {type(network).__name__}: {_line(error)}"
+            reason = f"litert-torch cannot convert {type(network).__name__}: {first_line(error)}"
             raise ExportError(reason) from error
 
 
@@ -208,14 +142,33 @@ def _quantise(content: bytes, batches: list[Array]) -> bytes:
             work = quantizer.Quantizer(bytearray(content), recipe.static_wi8_ai8())
             ((signature, names),) = _open_content(content).get_signature_list().items()
             (name,) = names["inputs"]
-            data = [{name: np.moveaxis(batch, 1, -1).copy()} for batch in batches]
-            found = work.calibrate({signature: data}, num_threads=os.cpu_count() or 1)
+            found: dict[str, Any] = {}
+            for batch in batches:
+                data: dict[str, Any] = {signature: [{name: np.moveaxis(batch, 1, -1).copy()}]}
+                _widen(found, work.calibrate(data, num_threads=os.cpu_count() or 1))
             done = work.quantize(found, enable_progress_bar=False, enable_progress_report=False)
         except Exception as error:
-            raise ExportError(f"ai-edge-quantizer failed: {_line(error)}") from error
+            raise ExportError(f"ai-edge-quantizer failed: {first_line(error)}") from error
     if done.quantized_model is None:
         raise ExportError("ai-edge-quantizer gave no file")
     return bytes(done.quantized_model)
+
+
+def _widen(ranges: dict[str, Any], more: dict[str, Any]) -> None:
+    """Widen ranges by tensor so that they hold more, in place.
+
+    Of several pictures the quantiser's own calibration takes a moving average that is 95 %
+    the first picture's; here every picture counts alike, and their order does not.
+    """
+    for tensor, values in more.items():
+        old = ranges.get(tensor)
+        if not old:
+            ranges[tensor] = values
+        elif values:
+            ranges[tensor] = {
+                "min": np.minimum(old["min"], values["min"]),
+                "max": np.maximum(old["max"], values["max"]),
+            }
 
 
 def _to_file(data: Array, details: dict[str, Any]) -> NDArray[Any]:
@@ -239,7 +192,9 @@ def _open(path: Path) -> Any:
     try:
         return _open_content(_read(path))
     except (ValueError, RuntimeError) as error:
-        raise ExportError(f"{path}: the LiteRT interpreter refuses it: {_line(error)}") from error
+        raise ExportError(
+            f"{path}: the LiteRT interpreter refuses it: {first_line(error)}"
+        ) from error
 
 
 def _open_content(content: bytes) -> Any:
@@ -259,9 +214,3 @@ def _read(path: Path) -> bytes:
     if content[4:8] != _IDENTIFIER:
         raise ExportError(f"{path}: not a LiteRT file (.tflite)")
     return content
-
-
-def _line(error: BaseException) -> str:
-    """The first telling line of an error, short enough to read."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]

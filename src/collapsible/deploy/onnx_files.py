@@ -1,0 +1,188 @@
+"""ONNX files of any network: fp32, or int8 as QDQ; run by ONNX Runtime and by OpenVINO.
+
+The graph is torch's own exporter's, from ``torch.export``, so a network whose way depends on the
+data is an error and not one of its ways. Quantisation is onnxruntime's.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from collapsible.deploy.given import Array, InputSize, check_calibration, first_line, prepare
+from collapsible.deploy.quiet import quiet
+from collapsible.errors import ExportError, UsageError, require_packages
+from collapsible.imaging import atomic_write
+
+Engine = Literal["onnxruntime", "openvino"]
+# What the exporter's decompositions are written for; runtimes of 2023 and later read it.
+OPSET = 18
+
+
+def save_onnx(
+    network: nn.Module,
+    path: Path | str,
+    input_size: InputSize,
+    *,
+    calibration: Sequence[Array] | None = None,
+) -> Path:
+    """Convert a network to an ``.onnx`` file of one input size; returns the path.
+
+    The file maps ``input`` [N, C, H, W] to ``output``, both float32. Without ``calibration`` it is
+    fp32 throughout; with it, quantise and dequantise nodes (QDQ) make runtimes compute in int8:
+    weights symmetric per output channel, activations per tensor over the range that the
+    calibration arrays reach (see ``save_litert``). Activations are signed: on CPUs without VNNI
+    unsigned ones saturate (ONNX Runtime's documentation of quantisation).
+    The file is written whole or not at all; errors as in ``save_litert``.
+    """
+    path = Path(path)
+    arrays = None if calibration is None else check_calibration(calibration, input_size)
+    require_packages("writing ONNX files", "onnxscript", extra="edge")
+    model = _convert(network, input_size)
+    if arrays is not None:
+        model = _quantise(model, arrays)
+    try:
+        content = model.SerializeToString(deterministic=True)
+    except ValueError as error:
+        raise ExportError(f"{path}: over 2 GB, which one ONNX file does not hold") from error
+    with atomic_write(path) as stream:
+        stream.write(content)
+    return path
+
+
+def run_onnx(path: Path | str, inputs: Array, engine: Engine = "onnxruntime") -> Array:
+    """What an ``.onnx`` file of ``save_onnx`` makes of float32 inputs [N, C, H, W].
+
+    N is a multiple of the file's batch. OpenVINO computes in fp32 where the file does (never in
+    bf16). Raises ``UsageError`` for inputs of another shape or an unknown engine, ``ExportError``
+    for a file that the engine does not take.
+    """
+    if engine not in get_args(Engine):
+        raise UsageError(f"engine {engine!r}: known are {', '.join(get_args(Engine))}")
+    require_packages(f"running ONNX files by {engine}", engine, extra="onnxruntime")
+    path = Path(path)
+    try:
+        with quiet():
+            size, run = (_onnxruntime if engine == "onnxruntime" else _openvino)(path)
+    # Each engine has its own errors, all of them RuntimeErrors and plain Exceptions.
+    except Exception as error:
+        raise ExportError(f"{path}: {engine} refuses it: {first_line(error)}") from error
+    data = np.ascontiguousarray(inputs, dtype=np.float32)
+    if list(data.shape[1:]) != size[1:] or not len(data) or len(data) % size[0]:
+        raise UsageError(f"{path}: inputs {list(data.shape)}: the file takes {size}")
+    return np.concatenate([run(part) for part in np.split(data, len(data) // size[0])])
+
+
+def onnx_operators(path: Path | str) -> list[str]:
+    """The operators of an ``.onnx`` file in order. Raises ``ExportError`` if it is not one."""
+    try:
+        with Path(path).open("rb") as stream:
+            return [node.op_type for node in onnx.load_model(stream).graph.node]
+    except OSError as error:
+        raise ExportError(f"{path}: {error.strerror or error}") from error
+    # The parser's own errors have no common class of their own.
+    except Exception as error:
+        raise ExportError(f"{path}: not an ONNX file: {first_line(error)}") from error
+
+
+def _convert(network: nn.Module, input_size: InputSize) -> onnx.ModelProto:
+    ready, _ = prepare(network, input_size)
+    with quiet():
+        try:
+            program = torch.onnx.export(
+                ready,
+                (torch.zeros(input_size),),
+                input_names=["input"],
+                output_names=["output"],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None
+            model = program.model_proto
+        except Exception as error:
+            raise ExportError(
+                f"torch cannot export {type(network).__name__} to ONNX: {_cause(error)}"
+            ) from error
+    _strip(model)
+    return model
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of where the code stood: this machine's paths."""
+    for owner in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        owner.ClearField("doc_string")
+        owner.ClearField("metadata_props")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("doc_string")
+        value.ClearField("metadata_props")
+
+
+def _cause(error: BaseException) -> str:
+    """The exporter wraps the reason in advice; the innermost error has it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def _quantise(model: onnx.ModelProto, arrays: list[Array]) -> onnx.ModelProto:
+    require_packages("quantising ONNX files", "onnxruntime", extra="onnxruntime")
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        from onnxruntime.quantization import (
+            CalibrationDataReader,
+            QuantFormat,
+            QuantType,
+            quantize_static,
+        )
+
+        class Reader(CalibrationDataReader):
+            def __init__(self) -> None:
+                self.left = iter(arrays)
+
+            def get_next(self) -> Any:
+                array = next(self.left, None)
+                return None if array is None else {"input": array}
+
+        try:
+            quantize_static(
+                model,
+                Path(folder, "int8.onnx"),
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+            )
+            return onnx.load_model(Path(folder, "int8.onnx"))
+        except Exception as error:
+            raise ExportError(f"onnxruntime cannot quantise it: {first_line(error)}") from error
+
+
+def _onnxruntime(path: Path) -> tuple[list[int], Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        path.read_bytes(), options, providers=["CPUExecutionProvider"]
+    )
+    (given,) = session.get_inputs()
+    return list(given.shape), lambda part: session.run(None, {given.name: part})[0]
+
+
+def _openvino(path: Path) -> tuple[list[int], Any]:
+    import openvino
+
+    core = openvino.Core()
+    compiled = core.compile_model(
+        core.read_model(path.read_bytes(), b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    (shape,) = (port.shape for port in compiled.inputs)
+    return list(shape), lambda part: np.array(compiled(part)[0])
