@@ -1,7 +1,14 @@
 """The networks: one file per family, one registry (floor 3, torch)."""
 
+from importlib.util import find_spec
+
 from collapsible.models.fsrcnn import FSRCNN
+from collapsible.models.ran_e import RanE
+from collapsible.models.ran_i import ConvNeXt
 from collapsible.models.registry import create_model, list_models, register
 from collapsible.models.sesr import SESR
 
-__all__ = ["FSRCNN", "SESR", "create_model", "list_models", "register"]
+if find_spec("timm") is not None:
+    import collapsible.models.timm_names  # noqa: F401
+
+__all__ = ["FSRCNN", "SESR", "ConvNeXt", "RanE", "create_model", "list_models", "register"]
