@@ -4,6 +4,7 @@
 
 RECIPE names the shipped recipe that the run followed; --sets holds Set5, Set14 and B100, whose
 figures are measured by ``collapsible.evaluation`` on the very files that are written. With
+--mean-with FILE what ships is the mean of the run's weights and that file's (training form). With
 --calibrate FOLDER an int8 graph is made too, its ranges taken from pictures of that folder.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from collapsible.deploy import ship
@@ -56,16 +58,23 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--sets", type=Path, required=True)
     parser.add_argument("--started-from", default="")
+    parser.add_argument("--mean-with", type=Path, help="weights to take the mean with")
     parser.add_argument("--calibrate", type=Path)
     given = parser.parse_args()
     recipe = read_recipe(given.recipe)
     spec = recipe.network
     weights = given.run / "weights.safetensors"
     network = create_model(spec.name, scale=spec.scale, weights=weights, **spec.options)
+    if given.mean_with is not None:
+        other = create_model(spec.name, scale=spec.scale, weights=given.mean_with, **spec.options)
+        with torch.no_grad():
+            for mine, theirs in zip(network.parameters(), other.parameters(), strict=True):
+                mine.lerp_(theirs, 0.5)
     facts = json.loads(sorted(given.run.glob("step-*"))[-1].joinpath("facts.json").read_text())
     followed = json.loads(facts["recipe"])
     if followed["name"] != recipe.name or facts["step"] != recipe.steps:
         raise SystemExit(f"{given.run} did not follow {recipe.name} to its end: {facts['step']}")
+    mean = ", mean of start and end" if given.mean_with else ""
     start = f", started from {given.started_from}" if given.started_from else ""
     card = ship(
         network,
@@ -73,7 +82,7 @@ def main() -> None:
         scale=spec.scale,
         options={k: v for k, v in spec.options.items() if k != "expansion"},
         training_data=TRAINED_ON,
-        recipe=f"{recipe.name}: {recipe.steps:,} steps{start}",
+        recipe=f"{recipe.name}: {recipe.steps:,} steps{start}{mean}",
         protocol=PROTOCOL,
         licence=LICENCE,
         calibration=None if given.calibrate is None else crops(given.calibrate, spec.scale),
