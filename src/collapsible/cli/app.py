@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from collapsible.cli import defend
 from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
 from collapsible.cli.cost import cost
@@ -64,3 +65,4 @@ def _add_group(name: str, help: str, *commands: Callable[..., Any]) -> None:
 
 
 _add(COMMANDS, app)
+_add_group("defend", "What super-resolution before a classifier is worth.", defend.evaluate)
