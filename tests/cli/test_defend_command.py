@@ -42,12 +42,21 @@ def test_json_table_and_page(arguments: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_audit_stands_in_the_report(arguments: list[str]) -> None:
-    more = ["--epsilon", "2/255", "--audit", "2", "--json", "--size", "64", "--limit", "6"]
-    result = CliRunner().invoke(app, [*arguments, *more])
+    result = CliRunner().invoke(app, [*arguments, "--epsilon", "2/255", "--audit", "3", "--json"])
     assert result.exit_code == 0, result.stderr
     (audit,) = json.loads(result.stdout)["audits"]
     assert audit["passed"] is True
     assert len(audit["checks"]) == 6
+
+
+def test_a_pair_that_gets_nothing_right_still_has_its_report(arguments: list[str]) -> None:
+    more = ["--defence", "bits:1+resize:8", "--epsilon", "0", "--epsilon", "2/255"]
+    result = CliRunner().invoke(app, [*arguments, *more, "--audit", "1", "--limit", "1", "--json"])
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    audit = next(a for a in record["audits"] if "resize" in a["subject"])
+    assert audit["passed"] is False
+    assert audit["checks"][0]["figures"] == {"right": 0, "of": 1}
 
 
 @pytest.mark.parametrize(

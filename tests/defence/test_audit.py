@@ -41,7 +41,7 @@ def test_an_honest_defence_passes(thumbnails: nn.Module, nette: tuple[Tensor, Te
 def test_a_hard_quantisation_fails(thumbnails: nn.Module, nette: tuple[Tensor, Tensor]) -> None:
     defended = DefendedClassifier(thumbnails, "bits:5", **PIXELS).set_form("exact", "none")
     # A budget at which random search finds something.
-    report = run(defended, nette, epsilon=16 / 255)
+    report = run(defended, nette, epsilon=48 / 255, queries=300)
     assert not report.passed
     verdicts = {check.name: check for check in report.checks}
     assert verdicts["gradients"].figures["all zero"] == report.pictures

@@ -290,7 +290,7 @@ def audit_plan(laboratory: Laboratory, folder: Path, pictures: int) -> Iterator[
             path = folder / "cells" / f"{laboratory.audit_key(spec.name, defence, pictures)}.json"
             kept = _read(path)
             if kept is None:
-                kept = audit(
+                kept = _audit_or_say_why(
                     laboratory.model(spec.name, defence),
                     images,
                     labels,
@@ -303,6 +303,18 @@ def audit_plan(laboratory: Laboratory, folder: Path, pictures: int) -> Iterator[
                 with atomic_write(path) as stream:
                     stream.write(kept.json().encode())
             yield kept
+
+
+def _audit_or_say_why(
+    model: Model, images: Tensor, labels: Tensor, *, norm: str, epsilon: float, **options: Any
+) -> AuditReport:
+    """The audit; a pair that gets nothing right must not cost the others their report."""
+    try:
+        return audit(model, images, labels, norm=norm, epsilon=epsilon, **options)
+    except UsageError:
+        tried = len(images)
+        check = Check("pictures", False, "it gets some right", {"right": 0, "of": tried})
+        return AuditReport(options["subject"], norm, epsilon, tried, 0, (check,))
 
 
 def _read(path: Path) -> AuditReport | None:
