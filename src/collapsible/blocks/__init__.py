@@ -2,5 +2,15 @@
 
 from collapsible.blocks.activations import FastPReLU
 from collapsible.blocks.collapsible_conv import CollapsibleConv2d, SameConv2d, set_mode
+from collapsible.blocks.linear import LINEAR_BLOCKS, linear_block
+from collapsible.blocks.parallel_conv import ParallelConv2d
 
-__all__ = ["CollapsibleConv2d", "FastPReLU", "SameConv2d", "set_mode"]
+__all__ = [
+    "LINEAR_BLOCKS",
+    "CollapsibleConv2d",
+    "FastPReLU",
+    "ParallelConv2d",
+    "SameConv2d",
+    "linear_block",
+    "set_mode",
+]

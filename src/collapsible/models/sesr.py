@@ -13,13 +13,14 @@ M7 18,128, M11 27,344, XL 105,376 (the paper's table 1). M2 is the defence paper
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collapsible.blocks import CollapsibleConv2d, FastPReLU
+from collapsible.blocks import FastPReLU, linear_block
 from collapsible.blocks.collapsible_conv import Mode
 from collapsible.errors import UsageError
 from collapsible.models.registry import register
@@ -37,14 +38,22 @@ def activation(kind: str, channels: int) -> nn.Module:
     raise UsageError(f"activation {kind!r}: known are 'prelu' and 'relu'")
 
 
+# What makes the output channels of the last block, whichever kind it is.
+_LAST_WEIGHTS = {
+    f"last.{name}"
+    for name in (
+        *("project_weight", "project_bias", "weight", "bias"),
+        *("full.weight", "full.bias", "point.weight", "point.bias"),
+    )
+}
+
+
 class Bend(nn.Module):
     """One linear block with a short residual and the non-linearity that follows it."""
 
-    def __init__(self, features: int, expansion: int, kind: str, mode: Mode) -> None:
+    def __init__(self, conv: nn.Module, features: int, kind: str) -> None:
         super().__init__()
-        self.conv: nn.Module = CollapsibleConv2d(
-            features, features, 3, expansion=expansion, residual=True, mode=mode
-        )
+        self.conv = conv
         self.act = activation(kind, features)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,7 +65,9 @@ class SESR(nn.Module):
 
     Maps [N, C, H, W] to [N, C, scale * H, scale * W] in [0, 1] (not clipped); C is 1 for
     ``colour="y"`` (BT.601 studio luma / 255) and 3 for ``"rgb"``. ``blocks`` is m and
-    ``features`` f in the text above; ``expansion`` is the paper's p.
+    ``features`` f in the text above; ``expansion`` is the paper's p. For the paper's ablation
+    ``block`` names another linear block (``blocks.linear_block``) for all layers, ``block_gain``
+    scales the first kernels of the m blocks, and each residual can be left out.
     Raises ``UsageError`` for values outside these.
     """
 
@@ -69,6 +80,8 @@ class SESR(nn.Module):
         colour: Colour = "y",
         expansion: int = 256,
         act: str = "prelu",
+        block: str = "sesr",
+        block_gain: float | None = None,
         long_residual: bool = True,
         input_residual: bool = True,
         mode: Mode = "collapsed",
@@ -83,15 +96,15 @@ class SESR(nn.Module):
         self.scale, self.colour, self.features = scale, colour, features
         self.long_residual, self.input_residual = long_residual, input_residual
         channels = COLOUR_CHANNELS[colour]
-        self.first: nn.Module = CollapsibleConv2d(
-            channels, features, 5, expansion=expansion, mode=mode
+        wide = partial(linear_block, block, expansion=expansion, mode=mode)
+        self.first = wide(channels, features, 5)
+        self.blocks = nn.ModuleList(
+            Bend(wide(features, features, 3, residual=True, gain=block_gain), features, act)
+            for _ in range(blocks)
         )
-        self.blocks = nn.ModuleList(Bend(features, expansion, act, mode) for _ in range(blocks))
         # The last block starts small: with the input residual the untrained network is then
         # close to enlarging by nearest neighbour, and the first steps do not have to undo noise.
-        self.last: nn.Module = CollapsibleConv2d(
-            features, channels * scale**2, 5, expansion=expansion, mode=mode, gain=0.1
-        )
+        self.last = wide(features, channels * scale**2, 5, gain=0.1)
 
     @property
     def receptive_radius(self) -> int:
@@ -126,7 +139,7 @@ class SESR(nn.Module):
             raise UsageError(f"x{self.scale} cannot start from x{other.scale}: not a smaller scale")
         state = other.state_dict()
         fine, coarse = self.scale, other.scale
-        for name in ("last.project_weight", "last.project_bias"):
+        for name in _LAST_WEIGHTS & set(state):
             old = state[name]
             grid = old.reshape(-1, coarse, coarse, old[0].numel()).permute(0, 3, 1, 2)
             grid = F.adaptive_avg_pool2d(grid, fine).permute(0, 2, 3, 1)

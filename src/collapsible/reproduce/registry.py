@@ -57,11 +57,39 @@ class Table:
 
 TABLES: tuple[Table, ...] = (
     Table(
+        "sesr/table-x2",
+        "PSNR, weights and MACs at x2: the paper's networks and ours",
+        "sesr_tables:table_x2",
+        full="--data measures every shipped network; without, the weights' cards are read",
+    ),
+    Table(
+        "sesr/table-x4",
+        "PSNR, weights and MACs at x4: the paper's networks and ours",
+        "sesr_tables:table_x4",
+        full="--data measures every shipped network; without, the weights' cards are read",
+    ),
+    Table(
         "sesr/training-cost",
         "MACs, time and memory of a training step, expanded and collapsed",
         "sesr_training_cost:training_cost",
         full="batch 32 of 64x64, three rounds of five steps (minutes)",
         small="MACs at the same size; time and memory for a batch of 2, one round",
+    ),
+    Table(
+        "sesr/updates",
+        "the theory's update rules against autograd, and gradients through depth",
+        "sesr_updates:updates",
+        full="100 draws, up to 64 blocks deep",
+        small="10 draws, up to 16 blocks deep",
+    ),
+    Table(
+        "sesr/ablation",
+        "plain, RepVGG-like, ExpandNet-like and SESR blocks, and each residual, over seeds",
+        "sesr_ablation:ablation",
+        full="M11, 26,000 steps, three seeds, all pictures of train (days on a CPU; resumes)",
+        small="M3, 60 steps, two seeds, the 91 small pictures of train, or drawn ones (a minute)",
+        trains=True,
+        packages=("torch", "safetensors", "lightning", "tensorboard"),
     ),
 )
 

@@ -37,9 +37,9 @@ class Column:
 class Row:
     """One line: a name, its values, whether they are measured, estimated or published, and by what.
 
-    A count (of parameters, of MACs) is a measurement; ``source`` says what counted. A value
-    worked out from others (a difference, a ratio) has the kind of the weaker of the two and a
-    source that names both. Raises ``UsageError`` for another kind or no source.
+    A count (of parameters, of MACs) is a measurement; ``source`` says what counted. A difference
+    or ratio of ours and a published figure has our figure's kind, and its source names the other.
+    Raises ``UsageError`` for another kind or no source.
     """
 
     name: str
