@@ -242,8 +242,11 @@ def _report(
             "seeds": sum(scores is not None for scores in found[variant.name]),
         }
         for name in sets:
-            own = [scores and scores[name] for scores in found[variant.name]]
-            values |= _summary(name, own, [s and s[name] for s in found["SESR"]])
+            own, reference = (
+                [None if scores is None else scores[name] for scores in found[which]]
+                for which in (variant.name, "SESR")
+            )
+            values |= _summary(name, own, reference)
         rows.append(Row(variant.name, "measured", f"{seeds} seeds", values))
     columns = [Column("params", "weights", ","), Column("trained", "trained", ",")]
     for name in sets:
