@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collapsible.costs import CostReport, cost
     from collapsible.defence import DefendedClassifier
+    from collapsible.deploy.estimate import EstimateReport, estimate
     from collapsible.deploy.export import ExportReport, export
     from collapsible.errors import CollapsibleError
     from collapsible.folding import CollapseReport, collapse
@@ -27,11 +28,13 @@ _HOMES = {
     "CollapsibleError": "collapsible.errors",
     "CostReport": "collapsible.costs",
     "DefendedClassifier": "collapsible.defence",
+    "EstimateReport": "collapsible.deploy.estimate",
     "ExportReport": "collapsible.deploy.export",
     "Upscaler": "collapsible.upscaler",
     "collapse": "collapsible.folding",
     "cost": "collapsible.costs",
     "create_model": "collapsible.models",
+    "estimate": "collapsible.deploy.estimate",
     "export": "collapsible.deploy.export",
     "list_models": "collapsible.models",
     "upscale": "collapsible.upscaler",
@@ -42,12 +45,14 @@ __all__ = [
     "CollapsibleError",
     "CostReport",
     "DefendedClassifier",
+    "EstimateReport",
     "ExportReport",
     "Upscaler",
     "__version__",
     "collapse",
     "cost",
     "create_model",
+    "estimate",
     "export",
     "list_models",
     "upscale",

@@ -14,6 +14,7 @@ from collapsible.cli import defend
 from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
 from collapsible.cli.cost import cost
+from collapsible.cli.estimate import estimate
 from collapsible.cli.evaluate import evaluate
 from collapsible.cli.export import export
 from collapsible.cli.models import models
@@ -21,7 +22,7 @@ from collapsible.cli.reproduce import reproduce
 from collapsible.cli.train import train
 from collapsible.cli.upscale import upscale
 
-COMMANDS = (upscale, models, evaluate, train, collapse, cost, export, reproduce)
+COMMANDS = (upscale, models, evaluate, train, collapse, cost, estimate, export, reproduce)
 
 app = typer.Typer(
     name="collapsible",

@@ -178,7 +178,7 @@ def cost(
             if operators.plain(step.op) in operators.MACS and not step.on_weights
         ),
         peak_memory=most,
-        peak_at=_name(run.steps[where]) if run.steps else "the input",
+        peak_at=layer_name(run.steps[where]) if run.steps else "the input",
         weight_bytes=_weight_bytes(run, element_bytes),
         element_bytes=element_bytes,
         receptive_field=field,
@@ -217,7 +217,7 @@ def _weight_bytes(run: Trace, element_bytes: int) -> int:
     )
 
 
-def _name(step: Step) -> str:
+def layer_name(step: Step) -> str:
     """The layer's name: the module's path, and the function's if it is not the module's whole."""
     function = operators.plain(step.op).rpartition(".")[2].strip("_")
     if step.leaf:
@@ -285,7 +285,7 @@ def layers(run: Trace, element_bytes: int) -> list[LayerCost]:
         last = next((step for step in reversed(steps) if not step.is_view), steps[-1])
         result.append(
             LayerCost(
-                name=_name(last),
+                name=layer_name(last),
                 kind=last.kind if last.leaf else operators.plain(last.op).rpartition(".")[2],
                 output=steps[-1].outputs[0].shape,
                 params=params,

@@ -28,6 +28,7 @@ KINDS = ("vela", "roofline", "host")
 CHOICES = {
     "algorithm": ("direct", "winograd"),
     "deconvolution": ("zero-stuffed", "sub-pixel"),
+    "depth_to_space": ("deconvolution", "addressing"),
 }
 
 
@@ -56,6 +57,8 @@ class RooflineSettings:
     ``"winograd"`` for convolutions of stride 1 where that takes fewer cycles.
     ``deconvolution`` is ``"zero-stuffed"`` (a convolution at the output's resolution) or
     ``"sub-pixel"`` (a convolution at the input's, with as many outputs as phases).
+    ``depth_to_space`` is ``"addressing"`` (done while a map is written) or ``"deconvolution"`` (a
+    2 x 2 kernel with ones and zeros, stride 2, as often as it takes).
     ``dram_bandwidth`` is in bytes a second, ``element_bytes`` the size of a number.
     ``overlap``: transfers and computing of a layer go on at once (the longer counts),
     rather than one after the other.
@@ -68,6 +71,7 @@ class RooflineSettings:
     columns: int
     algorithm: str = "direct"
     deconvolution: str = "zero-stuffed"
+    depth_to_space: str = "addressing"
     element_bytes: int = 1
     overlap: bool = True
 
@@ -137,17 +141,17 @@ def find_target(name: str | Target) -> Target:
         raise UsageError(f"target {name!r}: a name, a TOML file or a Target is accepted")
     text = str(name)
     if text.lower().endswith(".toml"):
-        return _read(Path(text), ())
+        return _read(Path(text))
     key = text.lower().replace("_", "-")
     if key in list_targets():
-        return _read(FOLDER / f"{key}.toml", ())
+        return _read(FOLDER / f"{key}.toml")
     aliases = {
         alias: stem
         for stem in list_targets()
         for alias in _load(FOLDER / f"{stem}.toml").get("aliases", ())
     }
     if key in aliases:
-        return _read(FOLDER / f"{aliases[key]}.toml", ())
+        return _read(FOLDER / f"{aliases[key]}.toml")
     raise UnknownNameError("target", text, [*list_targets(), *aliases])
 
 
@@ -160,15 +164,15 @@ def _load(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not a TOML target: {error}") from error
 
 
-def _read(path: Path, above: tuple[str, ...]) -> Target:
+def _read(path: Path) -> Target:
     table = _load(path)
     try:
-        return parse_target(table, above)
+        return parse_target(table)
     except UsageError as error:
         raise UsageError(f"{path.name}: {error}") from error
 
 
-def parse_target(table: dict[str, Any], above: tuple[str, ...] = ()) -> Target:
+def parse_target(table: dict[str, Any]) -> Target:
     """A target from parsed TOML. ``base`` names one whose values stand where none are given.
 
     A target built on another needs a name and a source of its own.
@@ -181,15 +185,33 @@ def parse_target(table: dict[str, Any], above: tuple[str, ...] = ()) -> Target:
         raise UsageError(f"missing key {missing}: every target says its name and its source")
     if base is None:
         return _checked(_build(Target, table))
-    if base in above:
-        raise UsageError(f"base = {base!r}: it is built on itself")
-    given = _without_none(dataclasses.asdict(find_target(base)))
-    given.pop("aliases", None)
+    if base not in list_targets():
+        raise UnknownNameError("base", str(base), list_targets())
+    return _changed(find_target(base), {"aliases": [], **table})
+
+
+def assume(target: Target | str, **changes: Any) -> Target:
+    """The same target under other assumptions.
+
+    ``changes`` are fields of ``Target``, or of its ``vela``, ``roofline`` or ``host`` settings
+    (such as ``dram_bandwidth``); None leaves a value as it is.
+    Raises ``UsageError`` for a field that the target has not, and for a value it does not take.
+    """
+    target = find_target(target)
+    fields = {field.name for field in dataclasses.fields(Target)}
+    given = {key: value for key, value in changes.items() if value is not None}
+    whole = {key: value for key, value in given.items() if key in fields}
+    part = {key: value for key, value in given.items() if key not in whole}
+    return _changed(target, {**whole, target.kind: part} if part else whole)
+
+
+def _changed(target: Target, table: dict[str, Any]) -> Target:
+    given = _without_none(dataclasses.asdict(target))
     for key, value in table.items():
         old = given.get(key)
-        given[key] = (
-            {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-        )
+        if isinstance(old, dict) and isinstance(value, dict):
+            value = {**old, **value}
+        given[key] = value
     return _checked(_build(Target, given))
 
 
