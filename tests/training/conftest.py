@@ -72,3 +72,69 @@ def recipe_file(tmp_path: Path):
         return path
 
     return write
+
+
+CLASS_RECIPE = """
+name = "tiny-classes"
+task = "classification"
+steps = {steps}
+checkpoint_every = {every}
+validate_every = {steps}
+log_every = 1
+average = 0.9
+[network]
+name = "timm:convnext_atto"
+options = {{ depths = [1, 1, 2, 1], dims = [8, 16, 24, 32], drop_path_rate = 0.3 }}
+[data]
+size = 32
+batch = 8
+[augment]
+scale = [0.5, 1.0]
+rand_augment = "rand-m9-mstd0.5-inc1"
+mixup = 0.8
+cutmix = 1.0
+smoothing = 0.1
+erasing = 0.25
+[optimiser]
+kind = "adamw"
+weight_decay = 0.05
+learning_rate = 2e-3
+"""
+
+
+@pytest.fixture
+def class_recipe(tmp_path: Path):
+    """Writes a tiny recipe of a classifier, with every augmentation on, and returns its path."""
+
+    def write(*, steps: int = 8, every: int = 2, **changes: str) -> Path:
+        text = CLASS_RECIPE.format(steps=steps, every=every)
+        for old, new in changes.values():
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "tiny-classes.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def draw_classes(folder: Path, count: int, seed: int) -> None:
+    """Three classes that a colour tells apart, PNG, JPEG and grey, of several sizes."""
+    random = np.random.default_rng(seed)
+    for place, name in enumerate(("ant", "bee", "cat")):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            height, width = random.integers(30, 50, 2)
+            pixels = random.integers(0, 100, (height, width, 3), np.uint8)
+            pixels[..., place] += 120
+            kind = "png" if number % 2 else "jpg"
+            Image.fromarray(pixels).save(folder / name / f"{number}.{kind}")
+
+
+@pytest.fixture(scope="session")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``train`` and ``val`` of three classes."""
+    folder = tmp_path_factory.mktemp("classes")
+    draw_classes(folder / "train", 6, 1)
+    draw_classes(folder / "val", 4, 2)
+    return folder

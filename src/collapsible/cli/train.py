@@ -11,30 +11,48 @@ from collapsible.cli.common import Debug, Json, complain, example, print_json, p
 from collapsible.errors import require_packages
 
 if TYPE_CHECKING:
-    from collapsible.training import Progress
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from collapsible.training import Classification, Progress, Recipe, SuperResolution
 
 
 @example(
     "collapsible train sesr-m5-x2 --data pictures/train --validate Set5=pictures/Set5/HR "
-    "--out runs/m5-x2; the same with --resume goes on after a stop"
+    "--out runs/m5-x2; the same with --resume goes on after a stop; "
+    "collapsible train classify-imagenette160 --data imagenette160"
 )
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
     data: Annotated[
-        list[Path], typer.Option(help="Folder of training pictures, searched in depth; repeatable.")
+        list[Path],
+        typer.Option(
+            help="Folder of training pictures, searched in depth; repeatable. For a classifier "
+            "one folder: class sub-folders or tar shards, also below train and val."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (default: runs/RECIPE).")
     ] = None,
     validate: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FOLDER of pictures to measure PSNR on; repeatable."),
+        typer.Option(help="NAME=FOLDER of pictures to measure on; repeatable."),
     ] = None,
     start: Annotated[
         Path | None, typer.Option(help="Weights to start from, also of a smaller scale.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     steps: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse unreadable pictures instead of skipping them.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes that draw batches ahead (0: a thread).")
+    ] = 0,
+    cache_gb: Annotated[
+        float, typer.Option(help="Decoded pictures of a classifier kept on disk, in GB.")
+    ] = 4.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all).")] = None,
     json: Json = False,
     debug: Debug = False,
@@ -42,23 +60,21 @@ def train(
     """Train a network. Safe to kill: --resume goes on from the newest checkpoint."""
     from dataclasses import replace
 
-    require_packages("training", "torch", "safetensors", extra="train")
+    require_packages("training", "torch", "safetensors", "lightning", extra="train")
     import torch
 
     from collapsible.errors import UsageError
-    from collapsible.training import (
-        SuperResolution,
-        build_network,
-        read_recipe,
-        start_fabric,
-    )
+    from collapsible.training import Classification, read_recipe, start_fabric
     from collapsible.training import train as run
+    from collapsible.training.recipes import UNITS
 
     chosen = read_recipe(recipe)
     if steps is not None:
         if steps < 1:
             raise UsageError(f"--steps {steps}: the least is 1")
         chosen = replace(chosen, steps=steps)
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: the least is 0")
     if threads is not None:
         torch.set_num_threads(threads)
     sets: dict[str, Path] = {}
@@ -69,20 +85,72 @@ def train(
         sets[name] = Path(folder)
     fabric = start_fabric(chosen)
     with progress("decoding pictures") as update:
-        task = SuperResolution(
-            chosen, data, sets, on_picture=lambda done, total: update(done=done, total=total)
+        task, network = _prepare(
+            chosen,
+            data,
+            sets,
+            start,
+            strict=strict,
+            bound=int(cache_gb * 1e9),
+            on_picture=lambda done, total: update(done=done, total=total),
         )
     if fabric.is_global_zero:
         for path, reason in task.skipped:
             complain(f"left out: {path}: {reason}")
-    network = build_network(chosen, start)
+        if len(task.skipped) > 1:
+            complain(f"left out: {len(task.skipped)} pictures that cannot be read")
+    unit = UNITS[chosen.task]
     with progress("training", chosen.steps) as update:
 
         def show(now: Progress) -> None:
-            measured = " ".join(f"{name} {value:.2f} dB" for name, value in now.metrics.items())
+            measured = " ".join(f"{name} {value:.2f} {unit}" for name, value in now.metrics.items())
             update(done=now.step, description=f"loss {now.loss:.5f} {measured}")
 
-        folder = out or Path("runs") / chosen.name
-        report = run(network, task, chosen, folder, fabric=fabric, resume=resume, on_step=show)
+        report = run(
+            network,
+            task,
+            task.recipe,
+            out or Path("runs") / chosen.name,
+            fabric=fabric,
+            resume=resume,
+            workers=workers,
+            on_step=show,
+        )
     if fabric.is_global_zero:
+        if isinstance(task, Classification):
+            task.describe(network, report)
         print_json(report.json()) if json else print(report.table())
+
+
+def _prepare(
+    recipe: Recipe,
+    data: list[Path],
+    sets: dict[str, Path],
+    start: Path | None,
+    *,
+    strict: bool,
+    bound: int,
+    on_picture: Callable[[int, int], None],
+) -> tuple[SuperResolution | Classification, nn.Module]:
+    """The recipe's task on these folders, and its network."""
+    from collapsible.errors import PictureError, UsageError
+    from collapsible.training import (
+        Classification,
+        SuperResolution,
+        build_classifier,
+        build_network,
+    )
+
+    if recipe.task == "classification":
+        if len(data) != 1:
+            raise UsageError(f"a classifier is trained on one folder, not {len(data)} (--data)")
+        task = Classification(
+            recipe, data[0], sets, strict=strict, bound=bound, on_picture=on_picture
+        )
+        return task, build_classifier(task.recipe, start)
+    pairs = SuperResolution(recipe, data, sets, on_picture=on_picture)
+    if strict and pairs.skipped:
+        raise PictureError(
+            f"{len(pairs.skipped)} pictures cannot be read; the first: {pairs.skipped[0][1]}"
+        )
+    return pairs, build_network(recipe, start)

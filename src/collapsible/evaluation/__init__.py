@@ -1,5 +1,10 @@
 """How good a network is, by the field's protocol (floor 5; torch only inside functions)."""
 
+from collapsible.evaluation.classification import (
+    ClassificationReport,
+    evaluate_classifier,
+    is_classifier,
+)
 from collapsible.evaluation.evaluate import evaluate
 from collapsible.evaluation.measure import (
     PROTOCOL,
@@ -12,11 +17,14 @@ from collapsible.evaluation.pairs import PicturePair, read_pairs
 
 __all__ = [
     "PROTOCOL",
+    "ClassificationReport",
     "EvaluationReport",
     "PicturePair",
     "PictureScore",
     "evaluate",
+    "evaluate_classifier",
     "evaluate_luma",
     "evaluate_pictures",
+    "is_classifier",
     "read_pairs",
 ]

@@ -99,7 +99,10 @@ class PictureInfo:
 
 
 def read_picture(
-    path: str | os.PathLike[str], *, frame: int | None = None, max_pixels: int = MAX_PIXELS
+    path: str | os.PathLike[str] | BinaryIO,
+    *,
+    frame: int | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Picture:
     """Read a PNG, JPEG, WebP, TIFF, BMP or GIF file, known by its content, not its name.
 
@@ -109,7 +112,7 @@ def read_picture(
     pixels and set to 1.
 
     Args:
-        path: the file.
+        path: the file, or an open binary one that can be sought.
         frame: which frame of an animation or page of a TIFF, from 0.
         max_pixels: the largest width x height accepted; checked before pixels are decoded.
 
@@ -176,10 +179,13 @@ def list_pictures(folder: str | os.PathLike[str], recursive: bool = False) -> li
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tuple[str, BinaryIO]]:
+def _opened(
+    path: str | os.PathLike[str] | BinaryIO, max_pixels: int
+) -> Iterator[tuple[str, BinaryIO]]:
     """The file and its format; whatever goes wrong inside becomes one line naming the file."""
+    named = isinstance(path, str | os.PathLike)
     try:
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") if named else nullcontext(path) as file:
             kind = _kind(file)
             if kind == "WebP":
                 # Its decoder allocates the canvas before Pillow can say how large it is.
@@ -197,7 +203,8 @@ def _opened(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tuple[str
                     raise UnsupportedPictureError(f"{kind} of an {error}") from error
                 raise PictureError(f"damaged or truncated {kind} ({_one_line(error)})") from error
     except (PictureError, UsageError) as error:
-        raise type(error)(f"cannot read {path}: {error}") from error.__cause__
+        where = path if named else getattr(path, "name", "the picture")
+        raise type(error)(f"cannot read {where}: {error}") from error.__cause__
     except IsADirectoryError as error:
         raise PictureError(f"cannot read {path}: it is a folder; a file is accepted") from error
     except OSError as error:

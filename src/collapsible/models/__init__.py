@@ -7,8 +7,28 @@ from collapsible.models.ran_e import RanE
 from collapsible.models.ran_i import ConvNeXt
 from collapsible.models.registry import create_model, list_models, register
 from collapsible.models.sesr import SESR
+from collapsible.models.trained import (
+    ClassifierCard,
+    Preprocessing,
+    create_classifier,
+    load_classifier,
+    save_classifier,
+)
 
 if find_spec("timm") is not None:
     import collapsible.models.timm_names  # noqa: F401
 
-__all__ = ["FSRCNN", "SESR", "ConvNeXt", "RanE", "create_model", "list_models", "register"]
+__all__ = [
+    "FSRCNN",
+    "SESR",
+    "ClassifierCard",
+    "ConvNeXt",
+    "Preprocessing",
+    "RanE",
+    "create_classifier",
+    "create_model",
+    "list_models",
+    "load_classifier",
+    "register",
+    "save_classifier",
+]

@@ -1,17 +1,25 @@
 """Training: one loop, its tasks, their data and recipes (floor 6)."""
 
+from collapsible.training.classification import (
+    Classification,
+    build_classifier,
+    train_classifier,
+)
 from collapsible.training.loop import Progress, TrainingReport, start_fabric, train
 from collapsible.training.recipes import Recipe, list_recipes, read_recipe
 from collapsible.training.super_resolution import SuperResolution, build_network
 
 __all__ = [
+    "Classification",
     "Progress",
     "Recipe",
     "SuperResolution",
     "TrainingReport",
+    "build_classifier",
     "build_network",
     "list_recipes",
     "read_recipe",
     "start_fabric",
     "train",
+    "train_classifier",
 ]

@@ -20,14 +20,16 @@ PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on: weights, their running mean, optimiser, random state."""
+    """All that a run needs to go on: weights, their running mean, optimiser.
+
+    There is no random state: every draw is a function of the recipe's seed and the step.
+    """
 
     step: int
     recipe: str
     model: dict[str, Tensor]
     average: dict[str, Tensor]
     optimiser: dict[str, Any]
-    random: Tensor
 
 
 def _contiguous(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -47,8 +49,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 2) -> P
     draft.mkdir()
     save_file(_contiguous(checkpoint.model), draft / "model.safetensors")
     save_file(_contiguous(checkpoint.average), draft / "average.safetensors")
-    state = {"optimiser": checkpoint.optimiser, "random": checkpoint.random}
-    torch.save(state, draft / "state.pt")
+    torch.save({"optimiser": checkpoint.optimiser}, draft / "state.pt")
     facts = {"step": checkpoint.step, "recipe": checkpoint.recipe}
     (draft / "facts.json").write_text(json.dumps(facts))
     for file in draft.iterdir():
@@ -78,7 +79,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
             model=load_file(path / "model.safetensors"),
             average=load_file(path / "average.safetensors"),
             optimiser=state["optimiser"],
-            random=state["random"],
         )
     except Exception as error:  # every reader here has its own kinds of failure
         raise WeightsError(f"{path}: not a usable checkpoint: {error}") from error

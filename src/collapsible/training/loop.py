@@ -7,15 +7,17 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from collapsible.errors import TrainingError, UsageError, WeightsError
 from collapsible.models.registry import save_weights
@@ -25,7 +27,14 @@ from collapsible.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from collapsible.training.recipes import OptimiserSpec, Recipe, ScheduleSpec
+from collapsible.training.recipes import (
+    UNITS,
+    OptimiserSpec,
+    Recipe,
+    ScheduleSpec,
+    differences,
+    parse_recipe,
+)
 
 
 class Task(Protocol):
@@ -59,6 +68,7 @@ class TrainingReport:
     metrics: dict[str, float]
     checkpoint: Path
     weights: Path
+    unit: str = "dB"
 
     def json(self) -> str:
         """The report as a JSON object."""
@@ -70,7 +80,9 @@ class TrainingReport:
             f"steps       {self.started_at:,} to {self.steps:,}",
             f"loss        {self.loss:.6f}",
         ]
-        lines += [f"{name:<11} {value:.3f} dB (measured)" for name, value in self.metrics.items()]
+        lines += [
+            f"{name:<11} {value:.3f} {self.unit} (measured)" for name, value in self.metrics.items()
+        ]
         return "\n".join([*lines, f"weights     {self.weights}"])
 
 
@@ -87,10 +99,17 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSpec) ->
 
 
 def build_optimiser(network: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters."""
+    """Adam or AdamW over all parameters; vectors (biases, norms, layer scales) do not decay."""
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.kind]
+    everything = [p for p in network.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": everything}]
+    if spec.weight_decay:
+        groups = [
+            {"params": [p for p in everything if p.ndim > 1]},
+            {"params": [p for p in everything if p.ndim <= 1], "weight_decay": 0.0},
+        ]
     return kind(
-        network.parameters(),
+        groups,
         lr=spec.learning_rate,
         betas=spec.betas,
         weight_decay=spec.weight_decay,
@@ -155,6 +174,55 @@ def _places(recipe: Recipe, fabric: Fabric) -> range:
     return range(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
 
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """A process's batches by their step, for workers that draw ahead."""
+
+    def __init__(self, task: Task, places: range) -> None:
+        self.task, self.places = task, places
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        return self.task.batch(step, self.places)
+
+
+def _draw(
+    task: Task, places: range, start: int, end: int, workers: int
+) -> Generator[tuple[Tensor, Tensor]]:
+    """The batches of steps ``start`` to ``end``, drawn ahead by a thread or by processes."""
+    steps = range(start, end)
+    if workers:
+        dataset = _Batches(task, places)
+        yield from DataLoader(dataset, batch_size=None, sampler=steps, num_workers=workers)
+        return
+    loader = ThreadPoolExecutor(1)
+    try:
+        coming = [loader.submit(task.batch, step, places) for step in steps[:1]]
+        for step in steps:
+            batch = coming.pop().result()
+            if step + 1 < end:
+                coming.append(loader.submit(task.batch, step + 1, places))
+            yield batch
+    finally:
+        loader.shutdown(cancel_futures=True)
+
+
+def _seed(recipe: Recipe, step: int, rank: int) -> None:
+    """Dropout, drop path and the like draw from the step too, so a run resumes anywhere."""
+    words = np.random.SeedSequence((recipe.seed, step, rank)).generate_state(2, np.uint32)
+    torch.manual_seed(int(words[0]) << 31 ^ int(words[1]))
+
+
+def _check_recipe(checkpoint: Checkpoint, recipe: Recipe, source: Path) -> None:
+    try:
+        before = parse_recipe(json.loads(checkpoint.recipe))
+    except ValueError as error:
+        raise WeightsError(f"{source} does not say its recipe: {error}") from error
+    changed = differences(before, recipe)
+    if changed:
+        raise UsageError(
+            f"{source} comes from another recipe than {recipe.name}: {'; '.join(changed)}"
+        )
+
+
 def train(
     network: nn.Module,
     task: Task,
@@ -163,6 +231,7 @@ def train(
     *,
     fabric: Fabric | None = None,
     resume: bool = False,
+    workers: int = 0,
     on_step: Callable[[Progress], None] | None = None,
     stop_after: int | None = None,
 ) -> TrainingReport:
@@ -170,8 +239,9 @@ def train(
 
     ``step-N`` folders are checkpoints, ``weights.safetensors`` the averaged weights at the end,
     ``log.csv`` and ``tensorboard`` the curves. With ``resume`` the run goes on from its newest
-    checkpoint and, on a CPU, to the same losses bit for bit. ``stop_after`` ends the run early at
-    that step with a checkpoint.
+    checkpoint and, on a CPU, to the same losses bit for bit. Batches are drawn ahead by a thread,
+    or by ``workers`` processes of each training process: they are the same. ``stop_after`` ends
+    the run early at that step with a checkpoint.
     Raises ``UsageError`` if the folder holds another run, or one that was not to be resumed, and
     ``TrainingError`` when the loss is no longer finite.
     """
@@ -186,19 +256,18 @@ def train(
     start = 0
     if found:
         checkpoint = load_checkpoint(found[-1])
-        if checkpoint.recipe != described:
-            raise UsageError(f"{found[-1]} comes from another recipe than {recipe.name}")
+        _check_recipe(checkpoint, recipe, found[-1])
         try:
             network.load_state_dict(checkpoint.model)
             average.load_state_dict(checkpoint.average)
         except RuntimeError as error:
             raise WeightsError(f"{found[-1]} holds another network: {error}") from error
         optimiser.load_state_dict(checkpoint.optimiser)
-        torch.set_rng_state(checkpoint.random)
         start = checkpoint.step
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     module, optimiser = fabric.setup(network, optimiser)
-    average = average.to(fabric.device)
+    module.train()
+    average = average.to(fabric.device).eval()
     folder.mkdir(parents=True, exist_ok=True)
     log = _Log(folder, start) if fabric.is_global_zero else None
     saved = found[-1] if found else None
@@ -214,17 +283,13 @@ def train(
             network.state_dict(),
             average.state_dict(),
             optimiser.state_dict(),
-            torch.get_rng_state(),
         )
         return save_checkpoint(folder, state)
 
-    loader = ThreadPoolExecutor(1)
+    batches = _draw(task, places, start, end, workers)
     try:
-        coming = loader.submit(task.batch, start, places)
-        for step in range(start, end):
-            low, high = coming.result()
-            if step + 1 < end:
-                coming = loader.submit(task.batch, step + 1, places)
+        for step, (low, high) in zip(range(start, end), batches, strict=True):
+            _seed(recipe, step, fabric.global_rank)
             rate = learning_rate(
                 step, recipe.steps, recipe.optimiser.learning_rate, recipe.schedule
             )
@@ -255,11 +320,13 @@ def train(
             if on_step and fabric.is_global_zero:
                 on_step(Progress(done, recipe.steps, loss_value, rate, metrics))
     finally:
-        loader.shutdown(cancel_futures=True)
+        batches.close()
         if log:
             log.close()
     weights = folder / "weights.safetensors"
     if fabric.is_global_zero:
         save_weights(average, weights)
     fabric.barrier()
-    return TrainingReport(end, start, loss_value, metrics, saved or folder, weights)
+    return TrainingReport(
+        end, start, loss_value, metrics, saved or folder, weights, UNITS[recipe.task]
+    )

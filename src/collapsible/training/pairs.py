@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from collapsible.errors import PictureError, UsageError
+from collapsible.evaluation.labelled import as_rgb8
 from collapsible.imaging import (
     crop_to_multiple,
     list_pictures,
@@ -36,14 +37,6 @@ def cache_folder() -> Path:
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "collapsible"
-
-
-def as_rgb8(pixels: np.ndarray) -> np.ndarray:
-    """Any picture [H, W, 1..4] of 8 or 16 bits as uint8 RGB [H, W, 3]; alpha is dropped."""
-    colour = pixels[..., : pixels.shape[2] - (pixels.shape[2] in (2, 4))]
-    if colour.dtype == np.uint16:
-        colour = ((colour.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return np.repeat(colour, 3, axis=2) if colour.shape[2] == 1 else np.ascontiguousarray(colour)
 
 
 def _planes(pixels: np.ndarray, colour: str) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 import typing
 from dataclasses import dataclass, field
@@ -37,17 +38,49 @@ class DataSpec:
     over all processes. ``rescale`` lists the sizes, relative to each picture, of the copies that
     are drawn from: a reduced copy of a soft photograph is a sharp one. ``crop`` low-resolution
     pixels at each border of a patch stay out of the loss, for there the network sees padding.
+
+    For classification, ``size`` is the side of a training input in pixels and ``test_size`` that
+    of a measured one (0: the same), cut from a picture whose short side is ``test_size /
+    test_crop``; ``classes`` fixes the classes and their order (none: the sub-folders, sorted).
     """
 
     patch: int = 64
     batch: int = 32
     rescale: tuple[float, ...] = (1.0,)
     crop: int = 0
+    size: int = 224
+    test_size: int = 0
+    test_crop: float = 0.875
+    interpolation: str = "bicubic"
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    """How classified pictures are varied; the defaults only crop and flip.
+
+    A crop takes a part of the area within ``scale``, its width over height within ``ratio``;
+    ``flip`` and ``erasing`` are probabilities; ``rand_augment`` is timm's description, such as
+    ``rand-m9-mstd0.5-inc1``; ``mixup`` and ``cutmix`` the parameters of their Beta distributions
+    (0: off; both on: one of them each step); ``smoothing`` that of the labels.
+    """
+
+    scale: tuple[float, ...] = (0.08, 1.0)
+    ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    rand_augment: str = ""
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float = 0.0
+    erasing: float = 0.0
 
 
 @dataclass(frozen=True)
 class OptimiserSpec:
-    """``adam`` or ``adamw``; ``clip`` bounds the gradient's norm (0 leaves it)."""
+    """``adam`` or ``adamw``; ``clip`` bounds the gradient's norm (0 leaves it).
+
+    ``weight_decay`` acts on kernels and matrices, not on biases, norms and layer scales.
+    """
 
     kind: str = "adam"
     learning_rate: float = 5e-4
@@ -74,9 +107,10 @@ class ScheduleSpec:
 class Recipe:
     """Everything that decides a training run but the pictures' place.
 
-    ``loss`` is ``l1``, ``l2``, ``charbonnier`` or ``psnr`` (minus the patch's own); ``precision``
-    is ``fp32`` or ``bf16`` (weights and optimiser stay fp32). ``average`` is the decay per step of
-    the running mean of the weights, which is what gets validated and shipped (0 turns it off).
+    ``loss`` is ``l1``, ``l2``, ``charbonnier`` or ``psnr`` (minus the patch's own), and of a
+    classification ``cross-entropy``, the only one and its default; ``precision`` is ``fp32`` or
+    ``bf16`` (weights and optimiser stay fp32). ``average`` is the decay per step of the running
+    mean of the weights, which is what gets validated and shipped (0 turns it off).
     """
 
     name: str
@@ -86,6 +120,7 @@ class Recipe:
     data: DataSpec = field(default_factory=DataSpec)
     optimiser: OptimiserSpec = field(default_factory=OptimiserSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
     loss: str = "l1"
     precision: str = "fp32"
     average: float = 0.999
@@ -96,12 +131,20 @@ class Recipe:
     about: str = ""
 
 
+# The losses of each task, its default first.
+LOSSES: dict[str, tuple[str, ...]] = {
+    "super-resolution": ("l1", "l2", "charbonnier", "psnr"),
+    "classification": ("cross-entropy",),
+}
+UNITS = {"super-resolution": "dB", "classification": "%"}
+"""The unit of each task's metrics."""
+
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": ("super-resolution",),
-    "loss": ("l1", "l2", "charbonnier", "psnr"),
+    "task": tuple(LOSSES),
     "precision": ("fp32", "bf16"),
     "optimiser.kind": ("adam", "adamw"),
     "schedule.kind": ("constant", "cosine", "linear"),
+    "data.interpolation": ("bilinear", "bicubic", "lanczos"),
 }
 # Smallest values that make sense, by the dotted key.
 MINIMA: dict[str, float] = {
@@ -109,12 +152,18 @@ MINIMA: dict[str, float] = {
     "data.patch": 8,
     "data.batch": 1,
     "data.crop": 0,
+    "data.size": 8,
+    "data.test_size": 0,
     "checkpoint_every": 1,
     "validate_every": 1,
     "log_every": 1,
     "average": 0,
     "optimiser.learning_rate": 0,
+    "optimiser.weight_decay": 0,
+    "augment.mixup": 0,
+    "augment.cutmix": 0,
 }
+SHARES = ("augment.flip", "augment.erasing", "augment.smoothing")
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
@@ -166,8 +215,11 @@ def _dotted(recipe: Recipe, key: str) -> Any:
 
 def parse_recipe(table: dict[str, Any]) -> Recipe:
     """A recipe from parsed TOML; raises ``UsageError`` that names the key and what it takes."""
+    task = table.get("task")
+    if isinstance(task, str) and task in LOSSES:
+        table = {"loss": LOSSES[task][0], **table}
     recipe: Recipe = _build(Recipe, table)
-    for key, choices in CHOICES.items():
+    for key, choices in (CHOICES | {"loss": LOSSES.get(recipe.task, ())}).items():
         value = _dotted(recipe, key)
         if value not in choices:
             raise UsageError(f"{key} = {value!r}: known are {', '.join(choices)}")
@@ -181,7 +233,48 @@ def parse_recipe(table: dict[str, Any]) -> Recipe:
         raise UsageError(f"data.rescale = {list(recipe.data.rescale)}: factors in (0, 1]")
     if 2 * recipe.data.crop >= recipe.data.patch:
         raise UsageError(f"data.crop = {recipe.data.crop} leaves nothing of {recipe.data.patch}")
+    if recipe.task == "classification":
+        _check_classification(recipe)
+    elif recipe.augment != AugmentSpec():
+        raise UsageError("augment: it is for classification; patches have their own symmetries")
     return recipe
+
+
+def _check_classification(recipe: Recipe) -> None:
+    for key in SHARES:
+        if not 0 <= (value := _dotted(recipe, key)) <= 1:
+            raise UsageError(f"{key} = {value}: expected 0 to 1")
+    for key in ("augment.scale", "augment.ratio"):
+        value = _dotted(recipe, key)
+        most = 1.0 if key == "augment.scale" else math.inf
+        if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
+            raise UsageError(f"{key} = {list(value)}: expected two factors, the smaller first")
+    if not 0 < recipe.data.test_crop <= 1:
+        raise UsageError(f"data.test_crop = {recipe.data.test_crop}: expected 0 to 1")
+    if (recipe.augment.mixup or recipe.augment.cutmix) and recipe.data.batch % 2:
+        raise UsageError(f"data.batch = {recipe.data.batch}: mixup and cutmix need an even number")
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """What two recipes differ in, a line each: the dotted key, the old value and the new."""
+    found: list[str] = []
+
+    def compare(a: Any, b: Any, key: str) -> None:
+        if dataclasses.is_dataclass(a) and dataclasses.is_dataclass(b):
+            for item in dataclasses.fields(a):
+                name = f"{key}.{item.name}".lstrip(".")
+                compare(getattr(a, item.name), getattr(b, item.name), name)
+        elif a != b:
+            found.append(f"{key} was {_short(a)}, now {_short(b)}")
+
+    compare(old, new, "")
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple) and len(value) > 3:
+        return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)"
+    return repr(list(value) if isinstance(value, tuple) else value)
 
 
 def list_recipes() -> list[str]:
