@@ -101,6 +101,14 @@ def test_randaugment_changes_pictures_and_its_name_is_checked():
         Augmenter(AugmentSpec(rand_augment="strong"), STEPS, 32)
 
 
+@pytest.mark.parametrize("form", ["rand-m10-inc1", "rand-m10-inc0", "rand-m0-inc1"])
+def test_randaugment_works_at_the_ends_of_its_range(form):
+    """timm asks Pillow for 0 bits at the strongest posterising, which Pillow refuses."""
+    varied = Augmenter(AugmentSpec(rand_augment=form), Preprocessing(size=8), 8)
+    for seed in range(300):
+        assert np.isfinite(varied(PIXELS, np.random.default_rng(seed))).all()
+
+
 def test_mixing_is_exact():
     inputs = torch.rand(6, 3, 32, 32)
     targets = torch.eye(6)

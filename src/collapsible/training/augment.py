@@ -6,6 +6,7 @@ import random as python_random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -65,12 +66,17 @@ class Augmenter:
             "interpolation": self.resampling,
         }
         try:
-            return rand_augment_transform(self.spec.rand_augment, settings)
+            policy = rand_augment_transform(self.spec.rand_augment, settings)
         except (AssertionError, KeyError, ValueError) as error:
             raise UsageError(
                 f"augment.rand_augment = {self.spec.rand_augment!r}: expected the form "
                 f"rand-m9-mstd0.5-inc1 ({error})"
             ) from error
+        # The strongest posterising keeps 0 bits in timm, which Pillow refuses; keep one.
+        for op in policy.ops:
+            if op.name.startswith("Posterize"):
+                op.level_fn = partial(_one_bit_at_least, op.level_fn)
+        return policy
 
     def __call__(self, pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Picture uint8 [H, W, 3] to a normalised input float32 [3, size, size]."""
@@ -87,6 +93,10 @@ class Augmenter:
         if random.random() < self.spec.erasing:
             erase(values, random)
         return values
+
+
+def _one_bit_at_least(bits: Callable[..., tuple[int]], *arguments: Any) -> tuple[int]:
+    return (max(1, bits(*arguments)[0]),)
 
 
 def draw_crop(
