@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from collapsible.errors import UsageError
 from collapsible.evaluation.classification import score_pictures
 from collapsible.evaluation.labelled import LabelledPictures, find_labelled, find_part
+from collapsible.models.registry import load_state, read_state
 from collapsible.models.trained import (
     ClassifierCard,
     Preprocessing,
@@ -27,7 +28,6 @@ from collapsible.models.trained import (
     read_classifier_card,
     write_card,
 )
-from collapsible.models.registry import load_state, read_state
 from collapsible.training.augment import Augmenter, draw_mix, mix_pairs
 from collapsible.training.decoded import DEFAULT_BOUND, DecodedPictures
 from collapsible.training.loop import Progress, TrainingReport, train
