@@ -104,6 +104,14 @@ def test_a_network_that_cannot_be_collapsed_is_exported_as_it_is(tmp_path):
     assert any("not collapsed" in note for note in report.notes)
 
 
+def test_operators_that_stay_in_float_are_said(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(0.1), nn.Conv2d(4, 4, 3))
+    inputs = torch.rand(SIZE, generator=generator).numpy()
+    report = collapsible.export(network, tmp_path / "a.tflite", input_size=SIZE, int8=[inputs])
+    assert any("not int8 throughout: 1 DEQUANTIZE" in note for note in report.notes)
+
+
 def test_an_fp32_file_that_is_another_network_is_not_written(network, tmp_path, monkeypatch):
     monkeypatch.setattr(chain, "run_onnx", lambda path, part, engine: run_onnx(path, part) * 1.01)
     with pytest.raises(ExportError, match="another network"):

@@ -44,6 +44,8 @@ FORMATS = {".onnx": "ONNX", ".tflite": "LiteRT"}
 BROKEN = 1e-3
 # Enough to see a fault; quality is measured on whatever the caller gives.
 COMPARED = 8
+# What an int8 file with operators that the quantiser does not know is called.
+FLOAT_NOTE = "not int8 throughout: {} DEQUANTIZE, so operators without an int8 form stay in float"
 
 Progress = Callable[[str], None]
 
@@ -187,6 +189,8 @@ def export(
             _copy(vela.compiled, compiled)
             vela = replace(vela, compiled=compiled)
         names = (onnx_operators if kind == ".onnx" else operators)(draft)
+        if calibration is not None and kind == ".tflite" and "DEQUANTIZE" in names:
+            notes += (FLOAT_NOTE.format(names.count("DEQUANTIZE")),)
         _copy(draft, path)
     return ExportReport(
         path=path,

@@ -18,12 +18,14 @@ from torch import nn
 
 from collapsible.deploy.given import Array, InputSize, check_calibration, first_line, prepare
 from collapsible.deploy.quiet import quiet
+from collapsible.deploy.ranges import TAILS, TRIED, Ranges, distance, spans, widen
 from collapsible.errors import ExportError, UsageError, require_packages
 from collapsible.imaging import atomic_write
 
 Engine = Literal["onnxruntime", "openvino"]
 # What the exporter's decompositions are written for; runtimes of 2023 and later read it.
 OPSET = 18
+FLOAT = onnx.TensorProto.FLOAT
 
 
 def save_onnx(
@@ -37,8 +39,8 @@ def save_onnx(
 
     The file maps ``input`` [N, C, H, W] to ``output``, both float32. Without ``calibration`` it is
     fp32 throughout; with it, quantise and dequantise nodes (QDQ) make runtimes compute in int8:
-    weights symmetric per output channel, activations per tensor over the range that the
-    calibration arrays reach (see ``save_litert``). Activations are signed: on CPUs without VNNI
+    weights symmetric per output channel, activations per tensor with ranges found as by
+    ``save_litert``. Activations are signed: on CPUs without VNNI
     unsigned ones saturate (ONNX Runtime's documentation of quantisation).
     The file is written whole or not at all; errors as in ``save_litert``.
     """
@@ -133,36 +135,85 @@ def _cause(error: BaseException) -> str:
 
 
 def _quantise(model: onnx.ModelProto, arrays: list[Array]) -> onnx.ModelProto:
+    """The int8 graph: of several ways to set the ranges, the one nearest to the fp32 graph."""
     require_packages("quantising ONNX files", "onnxruntime", extra="onnxruntime")
+    tried = np.concatenate(arrays[:TRIED])
+    found = []
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        from onnxruntime.quantization import (
-            CalibrationDataReader,
-            QuantFormat,
-            QuantType,
-            quantize_static,
-        )
-
-        class Reader(CalibrationDataReader):
-            def __init__(self) -> None:
-                self.left = iter(arrays)
-
-            def get_next(self) -> Any:
-                array = next(self.left, None)
-                return None if array is None else {"input": array}
-
+        path = Path(folder, "int8.onnx")
         try:
-            quantize_static(
-                model,
-                Path(folder, "int8.onnx"),
-                Reader(),
-                quant_format=QuantFormat.QDQ,
-                per_channel=True,
-                activation_type=QuantType.QInt8,
-                weight_type=QuantType.QInt8,
-            )
-            return onnx.load_model(Path(folder, "int8.onnx"))
+            ranges = _ranges(model, arrays)
+            path.write_bytes(model.SerializeToString())
+            wanted = run_onnx(path, tried)
+            for tail in TAILS:
+                _quantise_by(model, path, arrays[0], ranges[tail])
+                found.append((distance(run_onnx(path, tried), wanted), onnx.load_model(path)))
         except Exception as error:
             raise ExportError(f"onnxruntime cannot quantise it: {first_line(error)}") from error
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _quantise_by(model: onnx.ModelProto, path: Path, array: Array, ranges: Ranges) -> None:
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    class Reader(CalibrationDataReader):
+        """It wants data for ranges of its own, which ours then replace."""
+
+        def __init__(self) -> None:
+            self.left = iter([{"input": array}])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    ours = {
+        name: [{"rmin": np.float32(min(low, 0)), "rmax": np.float32(max(high, 0))}]
+        for name, (low, high) in ranges.items()
+    }
+    draft = onnx.ModelProto()
+    draft.CopyFrom(model)
+    quantize_static(
+        draft,
+        path,
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        extra_options={"TensorQuantOverrides": ours},
+    )
+
+
+def _ranges(model: onnx.ModelProto, arrays: list[Array]) -> dict[float, Ranges]:
+    """For each of ``TAILS`` the range of every float map by its name, over all batches."""
+    import onnxruntime
+
+    wide = onnx.ModelProto()
+    wide.CopyFrom(model)
+    ends = {"input", "output"}
+    known = [v for v in wide.graph.value_info if v.type.tensor_type.elem_type == FLOAT]
+    wide.graph.output.extend(known)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        wide.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    names = [output.name for output in session.get_outputs()]
+    result: dict[float, Ranges] = {tail: {} for tail in TAILS}
+    for array in arrays:
+        values = {
+            "input": array,
+            **dict(zip(names, session.run(None, {"input": array}), strict=True)),
+        }
+        for name, value in values.items():
+            found = spans(value, 0 if name in ends else value.size)
+            for tail, (low, high) in zip(TAILS, found, strict=True):
+                widen(result[tail], name, low, high)
+    return result
 
 
 def _onnxruntime(path: Path) -> tuple[list[int], Any]:
