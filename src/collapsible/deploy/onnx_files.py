@@ -195,8 +195,13 @@ def _ranges(model: onnx.ModelProto, arrays: list[Array]) -> dict[float, Ranges]:
     wide = onnx.ModelProto()
     wide.CopyFrom(model)
     ends = {"input", "output"}
-    known = [v for v in wide.graph.value_info if v.type.tensor_type.elem_type == FLOAT]
-    wide.graph.output.extend(known)
+    # The exporter describes weights too, whose ranges are by channel and not ours to set.
+    weights = {constant.name for constant in wide.graph.initializer}
+    wide.graph.output.extend(
+        value
+        for value in wide.graph.value_info
+        if value.name not in weights and value.type.tensor_type.elem_type == FLOAT
+    )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
