@@ -17,7 +17,10 @@ REMEDIES = {
     "LEAKY_RELU": "a slope between 0 and 1 written as max(x, slope * x); or train with ReLU",
     "GELU": "train with ReLU, ReLU6 or hard swish",
     "ELU": "train with ReLU or hard swish",
-    "TRANSPOSE": "keep the channels last, so that nothing has to change places",
+    "TRANSPOSE": (
+        "where it is part of a depth to space, legalise; elsewhere keep the channels last, so that "
+        "nothing has to change places"
+    ),
     "RESHAPE": "keep four dimensions with batch 1",
     "TRANSPOSE_CONV": (
         "strides 1 and 2 with SAME or VALID padding run on the NPU; x4 is two of x2, x3 a "
