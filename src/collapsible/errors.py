@@ -61,3 +61,7 @@ class TrainingError(CollapsibleError):
 
 class ExportError(CollapsibleError):
     """A network that cannot be written for another runtime, or a file that it does not run."""
+
+
+class BudgetError(UsageError):
+    """A budget that nothing meets; the message has the smallest that there is."""
