@@ -29,6 +29,7 @@ FLOORS = {
     "evaluation": 5,
     "training": 6,
     "defence": 7,
+    "search": 7,
     "reproduce": 8,
     "cli": 9,
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collapsible.errors import CollapsibleError
     from collapsible.folding import CollapseReport, collapse
     from collapsible.models import create_model, list_models
+    from collapsible.search import nn_mass, scale
     from collapsible.upscaler import Upscaler, upscale
 
     __version__: str
@@ -37,6 +38,8 @@ _HOMES = {
     "estimate": "collapsible.deploy.estimate",
     "export": "collapsible.deploy.export",
     "list_models": "collapsible.models",
+    "nn_mass": "collapsible.search",
+    "scale": "collapsible.search",
     "upscale": "collapsible.upscaler",
 }
 
@@ -55,6 +58,8 @@ __all__ = [
     "estimate",
     "export",
     "list_models",
+    "nn_mass",
+    "scale",
     "upscale",
 ]
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from collapsible.cli import defend
+from collapsible.cli import defend, scale
 from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
 from collapsible.cli.cost import cost
@@ -67,3 +67,12 @@ def _add_group(name: str, help: str, *commands: Callable[..., Any]) -> None:
 
 _add(COMMANDS, app)
 _add_group("defend", "What super-resolution before a classifier is worth.", defend.evaluate)
+_add_group(
+    "scale",
+    "Scale a family of networks to a budget without training.",
+    scale.ran_i,
+    scale.inverted_bottleneck,
+    scale.resnet,
+    scale.sesr,
+    scale.correlate,
+)

@@ -72,9 +72,9 @@ def _command(name: str, base: str, about: str, usage: str) -> Any:
                 params=None if params is None else read_amount(params, "--params"),
                 latency_ms=latency_ms,
                 npu_latency_ms=npu_latency_ms,
-                peak_memory=None if peak_memory is None else read_amount(
-                    peak_memory, "--peak-memory"
-                ),
+                peak_memory=None
+                if peak_memory is None
+                else read_amount(peak_memory, "--peak-memory"),
                 target=target,
                 size=size,
                 step=step,
@@ -141,9 +141,7 @@ def correlate(
             raise UsageError("--train needs --file, which the results go to")
         plan = benchmark.Plan()
         with progress("training", plan.networks) as update:
-            benchmark.train_benchmark(
-                train, file, plan, lambda done, total, one: update(done=done)
-            )
+            benchmark.train_benchmark(train, file, plan, lambda done, total, one: update(done=done))
     with progress("scoring") as update:
         report = correlate(file or SHIPPED, tell=lambda done, total: update(done, total))
     print_json(report.json()) if json else print(report.table())

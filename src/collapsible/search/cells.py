@@ -59,8 +59,8 @@ def _inverted(name: str, module: nn.Module) -> Cell | None:
     if len(layers) < 2:
         return None
     nodes = tuple(layer.in_channels for layer in layers)
-    residual = (
-        nodes[0] == layers[-1].out_channels and all(layer.stride == (1, 1) for layer in layers)
+    residual = nodes[0] == layers[-1].out_channels and all(
+        layer.stride == (1, 1) for layer in layers
     )
     if not getattr(module, "residual", getattr(module, "has_skip", residual)):
         residual = False

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from collapsible.errors import CollapsibleError, require_packages
 from collapsible.search.benchmark import Trained, build, read_results
@@ -112,7 +113,7 @@ def correlate(
     )
 
 
-def _network(one: Trained, seed: int):  # noqa: ANN202
+def _network(one: Trained, seed: int) -> Any:
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -138,10 +139,12 @@ def coefficients(
     )  # fmt: skip
 
 
-def _both(x, y) -> tuple[float, float]:  # noqa: ANN001
+def _both(x: Any, y: Any) -> tuple[float, float]:
     from scipy import stats
 
     with warnings.catch_warnings():
         # A sample in which all are alike has no coefficient; it counts as nan.
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        return float(stats.kendalltau(x, y).statistic), float(stats.spearmanr(x, y).statistic)
+        kendall: Any = stats.kendalltau(x, y)
+        spearman: Any = stats.spearmanr(x, y)
+        return float(kendall.statistic), float(spearman.statistic)

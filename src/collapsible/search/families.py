@@ -37,7 +37,8 @@ class Shape:
 class Part:
     """Something that stands ``repeat`` times in a network.
 
-    Counts are of one of them. ``units`` are the non-linear channels of blocks. ``layers`` are (fan-in, output channels) of its convolutions, which
+    Counts are of one of them. ``units`` are the non-linear channels of blocks. ``layers`` are
+    (fan-in, output channels) of its convolutions, which
     work on ``pixels`` pixels each.
     """
 
@@ -146,9 +147,7 @@ def _bottleneck_parts(
     pixels = height * width
     stem = 9 * channels * _STEM
     parts = [Part(stem, stem * pixels, pixels=pixels, layers=((9 * channels, _STEM),))]
-    for depth, c, t, stride in zip(
-        shape.depths, shape.dims, _EXPANSIONS, _STRIDES, strict=True
-    ):
+    for depth, c, t, stride in zip(shape.depths, shape.dims, _EXPANSIONS, _STRIDES, strict=True):
         inside = pixels
         height, width = -(-height // stride), -(-width // stride)
         pixels = height * width
@@ -182,9 +181,7 @@ def _bottleneck(shape: Shape, size: tuple[int, int, int], options: dict[str, Any
 
     stages = tuple(
         tuple(Site(False, c, 3, t, stride if number == 0 else 1) for number in range(depth))
-        for depth, c, t, stride in zip(
-            shape.depths, shape.dims, _EXPANSIONS, _STRIDES, strict=True
-        )
+        for depth, c, t, stride in zip(shape.depths, shape.dims, _EXPANSIONS, _STRIDES, strict=True)
     )
     return RanE(stages, stem=_STEM, top=_TOP, in_chans=size[0], **options)
 
@@ -221,8 +218,9 @@ def _resnet(shape: Shape, size: tuple[int, int, int], options: dict[str, Any]) -
     require_packages("scaling a ResNet", "timm", extra="train")
     from timm.models.resnet import BasicBlock, ResNet
 
+    block: Any = BasicBlock
     return ResNet(
-        BasicBlock,
+        block,
         shape.depths,
         channels=shape.dims,
         in_chans=size[0],
@@ -295,9 +293,7 @@ def list_bases() -> list[str]:
     return sorted({family.name for family in _FAMILIES} | set(_BASES))
 
 
-def find_family(
-    name: str, *, size: tuple[int, int, int] | None = None, **options: Any
-) -> Family:
+def find_family(name: str, *, size: tuple[int, int, int] | None = None, **options: Any) -> Family:
     """The family of a base by name, ``-`` and ``_`` alike, for an input size and options.
 
     ``size`` is (channels, height, width); ``options`` replace the family's (``num_classes``,
@@ -325,6 +321,12 @@ def find_family(
     if family.name == "sesr" and size[0] not in (1, 3):
         raise UsageError(f"size {size}: sesr takes 1 channel (y) or 3 (rgb)")
     return Family(
-        family.name, base or family.base, size, family.step, family.parts, family.make, options,
+        family.name,
+        base or family.base,
+        size,
+        family.step,
+        family.parts,
+        family.make,
+        options,
         family.cap,
     )

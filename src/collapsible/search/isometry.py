@@ -87,7 +87,7 @@ def measure_isometry(
         )
     inputs: dict[str, Tensor] = {}
 
-    def keep(name: str):  # noqa: ANN202
+    def keep(name: str):
         def hook(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             inputs[name] = given[0].detach()
 

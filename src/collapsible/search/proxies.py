@@ -62,9 +62,7 @@ def synflow(network: nn.Module, batches: Batches) -> float:
             parameter.abs_()
     network.requires_grad_(True)
     network(torch.ones(_size(batches), dtype=torch.float64)).sum().backward()
-    total = sum(
-        float((p * p.grad).sum()) for p in network.parameters() if p.grad is not None
-    )
+    total = sum(float((p * p.grad).sum()) for p in network.parameters() if p.grad is not None)
     return math.log(total) if total > 0 else -math.inf
 
 
@@ -103,9 +101,7 @@ def zico(network: nn.Module, batches: Batches) -> float:
     if len(batches) < 2:
         raise UsageError(f"ZiCo compares gradients of batches: give at least 2, not {len(batches)}")
     network = copy.deepcopy(network).train()
-    layers = [
-        m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)
-    ]
+    layers = [m.weight for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     gradients: list[list[Tensor]] = [[] for _ in layers]
     for pictures, labels in batches:
         network.zero_grad()
@@ -135,13 +131,9 @@ def network_entropy(network: nn.Module, batches: Batches) -> float:
     seen: list[tuple[int, int, int]] = []
 
     def watch(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
-        if result.ndim != 4:
-            return
-        if isinstance(module, nn.Conv2d):
-            fan_in, channels = module.weight[0].numel(), module.out_channels
-        else:
-            fan_in, channels = module.weight.shape[1], module.weight.shape[0]
-        seen.append((fan_in, channels, result[0].numel() // channels))
+        if result.ndim == 4 and isinstance(module, nn.Conv2d | nn.Linear):
+            channels, fan_in = len(module.weight), module.weight[0].numel()
+            seen.append((fan_in, channels, result[0].numel() // channels))
 
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -127,9 +127,7 @@ class ScaleReport:
         )
         figure.colorbar(points, label="parameters, millions")
         front = sorted(self.pareto(), key=lambda one: one.effectiveness)
-        axes.step(
-            [one.effectiveness for one in front], [one.score for one in front], where="post"
-        )
+        axes.step([one.effectiveness for one in front], [one.score for one in front], where="post")
         axes.axvline(self.cap, linestyle=":", color="grey", label="cap")
         axes.set_xlabel("depth over width: sum over blocks of 1 / width")
         axes.set_ylabel("entropy" if self.rule == "entropy" else "non-linear units")

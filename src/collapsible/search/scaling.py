@@ -27,6 +27,8 @@ from collapsible.search.report import Candidate, ScaleReport
 RULES = ("mass", "entropy", "paper", "width", "depth", "random")
 COUNTED = ("macs", "params")
 FREEDOM, TRIES = 0.25, 200
+# A measured budget that hardly depends on width must not build a network that fills the memory.
+MOST_OVER_BASE = 4.0
 # Published (depth, width) multipliers of ConvNeXt-T; 0.666 is theirs, not 2 / 3.
 PAPER = ((1.65, 0.666), (1.65, 0.789), (2.30, 0.9105))
 DEEPEST = 6.0
@@ -56,7 +58,7 @@ def scale(
     ``macs`` and ``params`` (counted, of one picture), ``latency_ms`` (measured on this CPU with
     torch, fp32, batch 1), ``npu_latency_ms`` (estimated by Vela for ``target``) and
     ``peak_memory`` (bytes of maps, counted at 4 bytes a number). The last three are met by trying
-    budgets of MACs; only the best candidate of each try is measured.
+    budgets of MACs up to four times the base's; only the best candidate of each try is measured.
 
     ``rule``: "mass" (most non-linear units under the cap), "entropy" (DeepMAD's, arXiv
     2303.02165, under the same cap), "paper" (the three published networks, those in the budget if
@@ -331,11 +333,14 @@ class _Search:
         # Start where the base stands, then close in; costs grow with MACs, if not evenly.
         high = float(self.amount(self.family.base, "macs"))
         high = max(high, 2 * low)
-        for _ in range(6):
+        most = MOST_OVER_BASE * high
+        while True:
             amount, found = try_macs(high)
             if amount > limit:
                 break
             low, best, high = high, found, 4 * high
+            if high > most:
+                return best
         for _ in range(5):
             middle = math.sqrt(low * high)
             amount, found = try_macs(middle)
@@ -344,5 +349,3 @@ class _Search:
             else:
                 high = middle
         return best
-
-
