@@ -47,15 +47,15 @@ def main() -> None:
             network = drawn(name, scale, given.act)
             for target in given.targets:
                 _, report = legalise(network, target, input_size=(1, 1, given.size, given.size))
-                taken = next(
-                    c for c in report.candidates if (c.tail, c.bend) == (report.tail, report.bend)
-                )
+                forms = report.tail, report.repeat, report.bend
+                taken = next(c for c in report.candidates if c.forms == forms)
                 as_given = report.candidates[0]
                 rows.append(
                     {
                         "network": f"{name} x{scale}",
                         "target": target,
                         "tail": report.tail,
+                        "repeat": report.repeat,
                         "bend": report.bend,
                         "cpu_operators": report.cpu_operators,
                         "latency_ms": taken.latency_ms,
@@ -64,7 +64,7 @@ def main() -> None:
                         "error_float64": report.error_float64,
                     }
                 )
-                print({key: rows[-1][key] for key in list(rows[-1])[:7]}, flush=True)
+                print({key: rows[-1][key] for key in list(rows[-1])[:8]}, flush=True)
     finish({"size": given.size, "act": given.act, "estimated": rows}, given.json)
 
 

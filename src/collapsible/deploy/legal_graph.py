@@ -15,6 +15,7 @@ from collapsible.deploy import legal_forms as forms
 from collapsible.folding.trace import Traced, record, shape_of, trace
 
 TAILS = ("kept", "stages", "direct", "folded")
+REPEATS = ("kept", "broadcast")
 BENDS = ("kept", "maximum", "two relus", "doubled")
 _ADDS = (operator.add, torch.add, "add")
 
@@ -94,19 +95,26 @@ class Draft:
         place = str(node.target) if node.op == "call_module" else node.name
         self.rewrites.append(Rewrite(place, was, form))
 
-    def rewrite_broadcasts(self) -> None:
-        """``repeat_interleave`` of channels, by addition's own broadcast or a fixed convolution."""
-        for node in list(self.graph.nodes):
-            name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-            if name != "repeat_interleave" or node.op == "call_module":
-                continue
+    def repeats(self) -> list[fx.Node]:
+        """Nodes that repeat values (``repeat_interleave``)."""
+        return [
+            node
+            for node in self.graph.nodes
+            if node.op in ("call_method", "call_function")
+            and getattr(node.target, "__name__", node.target) == "repeat_interleave"
+        ]
+
+    def rewrite_repeats(self, form: str) -> bool:
+        """Repeated channels in a form of ``REPEATS``: addition's broadcast, or a convolution."""
+        if form == "kept":
+            return True
+        for node in self.repeats():
             times = node.args[1] if len(node.args) > 1 else node.kwargs.get("repeats")
             axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
             source = node.args[0]
             shape = shape_of(source) if isinstance(source, fx.Node) else None
             if axis != 1 or not isinstance(times, int) or shape is None or len(shape) != 4:
-                self.left.append(f"{node.name}: repeat_interleave along another axis than channels")
-                continue
+                return False
             if shape[1] == 1 and all(user.target in _ADDS for user in node.users):
                 node.replace_all_uses_with(source)
                 self.note(node, "repeat_interleave", "the addition's own broadcast")
@@ -114,6 +122,7 @@ class Draft:
             else:
                 self.note(node, "repeat_interleave", "1x1 convolution with fixed weights")
                 self.replace(node, [forms.repeat_channels(shape[1], times)])
+        return True
 
     def rewrite_deconvolutions(self, needed: Callable[[nn.ConvTranspose2d], bool]) -> None:
         """Transposed convolutions, where needed, as convolutions to phases and a shuffle."""

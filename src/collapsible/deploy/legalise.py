@@ -22,7 +22,7 @@ from collapsible.blocks import CollapsibleConv2d
 from collapsible.costs.targets import Target, find_target
 from collapsible.deploy.advice import advise
 from collapsible.deploy.given import InputSize, check_size, first_line
-from collapsible.deploy.legal_graph import BENDS, TAILS, Draft, Rewrite
+from collapsible.deploy.legal_graph import BENDS, REPEATS, TAILS, Draft, Rewrite
 from collapsible.deploy.npu import compile_network
 from collapsible.deploy.vela import CpuOperator
 from collapsible.errors import CollapsibleError, ExportError, UnknownNameError, UsageError
@@ -34,6 +34,8 @@ LARGEST_TRIAL = 96
 # Rounding of a float64 map and its rewrites, relative to the largest output.
 TOLERANCE = 1e-9
 MESSAGE = 160
+# How the tail, the repeated channels and the bends are written.
+Forms = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,15 @@ class Candidate:
     """
 
     tail: str
+    repeat: str
     bend: str
     latency_ms: float | None
     cpu_operators: tuple[str, ...] = ()
     refused: str = ""
+
+    @property
+    def forms(self) -> tuple[str, str, str]:
+        return self.tail, self.repeat, self.bend
 
     def better_than(self, other: Candidate) -> bool:
         """Fewer operators on the CPU, then faster."""
@@ -76,6 +83,7 @@ class LegaliseReport:
     input_size: InputSize
     trial_size: InputSize
     tail: str
+    repeat: str
     bend: str
     rewrites: tuple[Rewrite, ...] = ()
     left: tuple[str, ...] = ()
@@ -143,7 +151,7 @@ def legalise(
     ReLU become max(x, slope x) (``bend="maximum"``, slopes up to 1), relu(x) - slope relu(-x)
     (``"two relus"``), one ReLU on twice the channels (``"doubled"``), or stay (``"kept"``). With
     ``"auto"`` the forms that apply are compiled and the cheapest taken. Channels that are repeated
-    are broadcast by the addition itself, transposed convolutions that cannot be converted become
+    stay or are broadcast by the addition itself, whichever is cheaper; transposed convolutions that cannot be converted become
     convolutions to phases. Returns a new network (float32, evaluation mode) and a report; for
     targets that are not compiled for, the network as it is.
     Raises ``UsageError`` for a size that is not fixed or not accepted, a network that cannot be
@@ -160,33 +168,37 @@ def legalise(
     if any(isinstance(m, CollapsibleConv2d) for m in base.modules()):
         base, _ = collapse(base)
     if goal.kind != "vela":
-        return base.float(), LegaliseReport(goal.name, size, size, "kept", "kept")
+        return base.float(), LegaliseReport(goal.name, size, size, "kept", "kept", "kept")
     trial = _trial_size(base, size)
     start = Draft.of(base, torch.zeros(trial, dtype=torch.float64))
-    start.rewrite_broadcasts()
     start.rewrite_deconvolutions(lambda deconv: _needs_phases(deconv, goal))
     compiled = _Compiled(goal, trial, cache)
-    before = compiled.candidate(base, "as given", "as given")
-    drafts: dict[tuple[str, str], Draft] = {}
+    before = compiled.candidate(base, ("as given",) * 3)
+    drafts: dict[Forms, Draft] = {}
     candidates = [before]
 
-    def attempt(tail: str, bend: str) -> Candidate | None:
+    def attempt(tail: str, repeat: str, bend: str) -> Candidate | None:
         draft = start.copy()
-        if not (draft.rewrite_bends(bend) and draft.rewrite_shuffles(tail)):
+        rewritten = draft.rewrite_bends(bend) and draft.rewrite_repeats(repeat)
+        if not (rewritten and draft.rewrite_shuffles(tail)):
             return None
-        drafts[tail, bend] = draft
-        found = compiled.candidate(draft.finish(), tail, bend)
+        drafts[tail, repeat, bend] = draft
+        found = compiled.candidate(draft.finish(), (tail, repeat, bend))
         candidates.append(found)
         return found
 
     tails = _options(tail, TAILS, bool(start.shuffles()))
+    repeats = _options("auto", REPEATS, bool(start.repeats()))
     bends = _options(bend, BENDS, bool(start.bends()))
     best: Candidate | None = None
-    # One after the other: the tail's cost does not hang on how the bends are written.
-    for chosen in tails:
-        best = _better(attempt(chosen, bends[0]), best)
+    # One after the other: what each costs hardly hangs on how the others are written.
+    for form in tails:
+        best = _better(attempt(form, repeats[0], bends[0]), best)
+    for form in repeats[1:]:
+        best = _better(attempt(best.tail if best else tails[0], form, bends[0]), best)
     for form in bends[1:]:
-        best = _better(attempt(best.tail if best else tails[0], form), best)
+        tail_so_far, repeat_so_far = best.forms[:2] if best else (tails[0], repeats[0])
+        best = _better(attempt(tail_so_far, repeat_so_far, form), best)
     if best is None:
         raise UsageError(
             f"tail {tail!r}, bend {bend!r}: this form does not apply to {type(network).__name__} "
@@ -194,7 +206,7 @@ def legalise(
         )
     if best.latency_ms is None:
         raise ExportError(f"{type(network).__name__} cannot be converted: {best.refused}")
-    draft = drafts[best.tail, best.bend]
+    draft = drafts[best.forms]
     legal = draft.finish()
     error, reach = _difference(base, legal, trial)
     return legal.float(), LegaliseReport(
@@ -202,6 +214,7 @@ def legalise(
         input_size=size,
         trial_size=trial,
         tail=best.tail,
+        repeat=best.repeat,
         bend=best.bend,
         rewrites=tuple(draft.rewrites),
         left=tuple(draft.left),
@@ -210,7 +223,7 @@ def legalise(
         cpu_operators_before=None if before.latency_ms is None else before.cpu_operators,
         refused_before=before.refused,
         cpu_operators=best.cpu_operators,
-        remedies=advise(compiled.fallen[best.tail, best.bend]),
+        remedies=advise(compiled.fallen[best.forms]),
         candidates=tuple(candidates),
         source=compiled.source,
     )
@@ -257,18 +270,18 @@ class _Compiled:
 
     def __init__(self, target: Target, size: InputSize, cache: str | Path | bool) -> None:
         self.target, self.size, self.cache = target, size, cache
-        self.fallen: dict[tuple[str, str], tuple[CpuOperator, ...]] = {}
+        self.fallen: dict[Forms, tuple[CpuOperator, ...]] = {}
         self.source = ""
 
-    def candidate(self, network: nn.Module, tail: str, bend: str) -> Candidate:
+    def candidate(self, network: nn.Module, forms: Forms) -> Candidate:
         try:
             narrow = copy.deepcopy(network).float()
             report = compile_network(narrow, self.target, self.size, cache=self.cache)
         except ExportError as error:
-            return Candidate(tail, bend, None, refused=str(error)[:MESSAGE])
+            return Candidate(*forms, None, refused=str(error)[:MESSAGE])
         self.source = f"ethos-u-vela {report.version}"
-        self.fallen[tail, bend] = report.cpu
-        return Candidate(tail, bend, report.latency_ms, report.cpu_operators)
+        self.fallen[forms] = report.cpu
+        return Candidate(*forms, report.latency_ms, report.cpu_operators)
 
 
 @torch.no_grad()
