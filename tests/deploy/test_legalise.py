@@ -141,10 +141,11 @@ def test_on_u85_the_tail_is_another_matter():
     _, report = legalise(
         create_model("sesr_m3", scale=4), "ethos-u85-256", input_size=(1, 1, 32, 32), bend="kept"
     )
-    tried = {c.tail: c for c in report.candidates if c.repeat == "kept"}
-    assert tried["direct"].cpu_operators == ()
-    assert report.tail == "stages"
-    assert tried["stages"].latency_ms < tried["direct"].latency_ms
+    tried = {(c.tail, c.repeat): c for c in report.candidates}
+    assert tried["direct", "broadcast"].cpu_operators == ()
+    assert tried["stages", "broadcast"].latency_ms < tried["direct", "broadcast"].latency_ms
+    least = min(c.latency_ms for c in report.candidates)
+    assert tried[report.tail, report.repeat].latency_ms == least
 
 
 def test_fsrcnn_cannot_be_converted_as_it_is_and_can_then():

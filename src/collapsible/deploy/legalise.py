@@ -126,10 +126,9 @@ class LegaliseReport:
                     else f"{candidate.latency_ms:.3f} ms, estimated by {self.source}"
                 )
                 off = "".join(f"; on the CPU: {name}" for name in candidate.cpu_operators)
-                taken = (
-                    " (taken)" if (candidate.tail, candidate.bend) == (self.tail, self.bend) else ""
-                )
-                lines.append(f"  tail {candidate.tail}, bend {candidate.bend}: {cost}{off}{taken}")
+                taken = candidate.forms == (self.tail, self.repeat, self.bend)
+                names = f"tail {candidate.tail}, repeat {candidate.repeat}, bend {candidate.bend}"
+                lines.append(f"  {names}: {cost}{off}{' (taken)' if taken else ''}")
         return "\n".join(lines)
 
 
@@ -150,9 +149,9 @@ def legalise(
     (``"kept"``: the converter writes it as transpositions). PReLU and leaky
     ReLU become max(x, slope x) (``bend="maximum"``, slopes up to 1), relu(x) - slope relu(-x)
     (``"two relus"``), one ReLU on twice the channels (``"doubled"``), or stay (``"kept"``). With
-    ``"auto"`` the forms that apply are compiled and the cheapest taken. Channels that are repeated
-    stay or are broadcast by the addition itself, whichever is cheaper; transposed convolutions that cannot be converted become
-    convolutions to phases. Returns a new network (float32, evaluation mode) and a report; for
+    ``"auto"`` the forms that apply are compiled and the cheapest taken. Channels that are
+    repeated stay or are broadcast by the addition itself, whichever is cheaper; transposed
+    convolutions that cannot be converted become convolutions to phases. Returns a new network (float32, evaluation mode) and a report; for
     targets that are not compiled for, the network as it is.
     Raises ``UsageError`` for a size that is not fixed or not accepted, a network that cannot be
     traced (naming the place) or a form that does not apply, ``UnknownNameError`` for an unknown
@@ -173,7 +172,7 @@ def legalise(
     start = Draft.of(base, torch.zeros(trial, dtype=torch.float64))
     start.rewrite_deconvolutions(lambda deconv: _needs_phases(deconv, goal))
     compiled = _Compiled(goal, trial, cache)
-    before = compiled.candidate(base, ("as given",) * 3)
+    before = compiled.candidate(base, ("as given", "as given", "as given"))
     drafts: dict[Forms, Draft] = {}
     candidates = [before]
 
@@ -191,11 +190,10 @@ def legalise(
     repeats = _options("auto", REPEATS, bool(start.repeats()))
     bends = _options(bend, BENDS, bool(start.bends()))
     best: Candidate | None = None
-    # One after the other: what each costs hardly hangs on how the others are written.
+    # What a tail costs hangs on how the repeats are written; bends are apart from both.
     for form in tails:
-        best = _better(attempt(form, repeats[0], bends[0]), best)
-    for form in repeats[1:]:
-        best = _better(attempt(best.tail if best else tails[0], form, bends[0]), best)
+        for repeat in repeats:
+            best = _better(attempt(form, repeat, bends[0]), best)
     for form in bends[1:]:
         tail_so_far, repeat_so_far = best.forms[:2] if best else (tails[0], repeats[0])
         best = _better(attempt(tail_so_far, repeat_so_far, form), best)
