@@ -70,7 +70,6 @@ def estimate(
 ) -> None:
     """Frames a second, latency, memory and traffic of a network on a target."""
     require_packages("estimating", "torch", "safetensors", "onnx", extra="train")
-    from collapsible.deploy.estimate import can_legalise
     from collapsible.deploy.estimate import estimate as judge
     from collapsible.deploy.estimate_report import check_drawing, draw_estimate
 
@@ -92,7 +91,7 @@ def estimate(
             if size is None:
                 raise UsageError("--input-size is needed, such as 1,3,224,224")
             network = build(model, scale, False)
-            wanted = chip.kind == "vela" and can_legalise() if legalise is None else legalise
+            wanted = chip.kind == "vela" if legalise is None else legalise
             report = judge(network, chip, size, tile=part, legalise=wanted)
             report = replace(report, network=model)
     if plot is not None:

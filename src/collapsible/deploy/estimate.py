@@ -9,8 +9,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,14 @@ from collapsible.costs.trace import check_size
 from collapsible.deploy.advice import advise
 from collapsible.deploy.estimate_report import EstimateReport, LayerEstimate
 from collapsible.deploy.host import measure_host
+from collapsible.deploy.legalise import legalise as rewrite
 from collapsible.deploy.npu import compile_network, excess, find_tile, layer_estimates
 from collapsible.deploy.tflite_file import read_tflite
 from collapsible.deploy.vela import VelaReport, compile_vela
-from collapsible.errors import UsageError
+from collapsible.errors import ExportError, UsageError
 from collapsible.folding import collapse
 
 Tile = tuple[int, int]
-LEGALISER = "collapsible.deploy.legalise"
-
-
-def can_legalise() -> bool:
-    """Whether networks can be rewritten for a target here."""
-    return find_spec(LEGALISER) is not None
 
 
 def estimate(
@@ -163,17 +156,18 @@ def _of_file(
 def _legalised(
     network: nn.Module, target: Target, size: tuple[int, ...], tile: Tile | None, cache: Any
 ) -> EstimateReport:
-    if not can_legalise():
-        raise UsageError("legalise=True: this version has no deploy.legalise")
-    rewrite = import_module(LEGALISER).legalise
-    given = _of_network(network, target, size, tile, cache)
-    within = given.tile_input or size[2:]
-    legal, changes = rewrite(network, target, input_size=(*size[:2], *within))
+    try:
+        given = _of_network(network, target, size, tile, cache)
+        falls, within = given.cpu_operators, given.tile_input or size[2:]
+    except ExportError:
+        # It cannot even be converted as it is; the legal form may be.
+        falls, within = (), tiled_size(network, size, tile)[0][2:] if tile else size[2:]
+    legal, changes = rewrite(network, target, input_size=(*size[:2], *within), cache=cache)
     report = _of_network(legal, target, size, tile, cache)
     return replace(
         report,
         legalised=tuple(changes.table().splitlines()),
-        without_legalising=given.cpu_operators,
+        without_legalising=falls,
     )
 
 

@@ -109,13 +109,15 @@ class Draft:
         if form == "kept":
             return True
         for node in self.repeats():
-            times = node.args[1] if len(node.args) > 1 else node.kwargs.get("repeats")
-            axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
-            source = node.args[0]
+            given: list[object] = list(node.args)
+            times = given[1] if len(given) > 1 else node.kwargs.get("repeats")
+            axis = given[2] if len(given) > 2 else node.kwargs.get("dim")
+            source = given[0]
             shape = shape_of(source) if isinstance(source, fx.Node) else None
             if axis != 1 or not isinstance(times, int) or shape is None or len(shape) != 4:
                 return False
             if shape[1] == 1 and all(user.target in _ADDS for user in node.users):
+                assert isinstance(source, fx.Node)
                 node.replace_all_uses_with(source)
                 self.note(node, "repeat_interleave", "the addition's own broadcast")
                 self.graph.erase_node(node)

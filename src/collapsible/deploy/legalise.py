@@ -28,8 +28,8 @@ from collapsible.deploy.vela import CpuOperator
 from collapsible.errors import CollapsibleError, ExportError, UnknownNameError, UsageError
 from collapsible.folding import collapse
 
-# Forms are compared on at most this height and width: which is cheaper does not hang on the size,
-# and a large picture takes minutes to convert.
+# Forms are compared on at most this height and width, for a large picture takes minutes to convert;
+# the best of them is then compiled for the size wanted, since the compiler's limits hang on it.
 LARGEST_TRIAL = 96
 # Rounding of a float64 map and its rewrites, relative to the largest output.
 TOLERANCE = 1e-9
@@ -59,9 +59,10 @@ class Candidate:
 
     def better_than(self, other: Candidate) -> bool:
         """Fewer operators on the CPU, then faster."""
-        return self._rank() < other._rank()
+        return self.rank() < other.rank()
 
-    def _rank(self) -> tuple[float, float]:
+    def rank(self) -> tuple[float, float]:
+        """What is better comes first."""
         if self.latency_ms is None:
             return float("inf"), float("inf")
         return len(self.cpu_operators), self.latency_ms
@@ -151,7 +152,8 @@ def legalise(
     (``"two relus"``), one ReLU on twice the channels (``"doubled"``), or stay (``"kept"``). With
     ``"auto"`` the forms that apply are compiled and the cheapest taken. Channels that are
     repeated stay or are broadcast by the addition itself, whichever is cheaper; transposed
-    convolutions that cannot be converted become convolutions to phases. Returns a new network (float32, evaluation mode) and a report; for
+    convolutions that cannot be converted become convolutions to phases. Returns a new network
+    (float32, evaluation mode) and a report; for
     targets that are not compiled for, the network as it is.
     Raises ``UsageError`` for a size that is not fixed or not accepted, a network that cannot be
     traced (naming the place) or a form that does not apply, ``UnknownNameError`` for an unknown
@@ -171,7 +173,7 @@ def legalise(
     trial = _trial_size(base, size)
     start = Draft.of(base, torch.zeros(trial, dtype=torch.float64))
     start.rewrite_deconvolutions(lambda deconv: _needs_phases(deconv, goal))
-    compiled = _Compiled(goal, trial, cache)
+    compiled, whole = _Compiled(goal, trial, cache), _Compiled(goal, size, cache)
     before = compiled.candidate(base, ("as given", "as given", "as given"))
     drafts: dict[Forms, Draft] = {}
     candidates = [before]
@@ -204,6 +206,8 @@ def legalise(
         )
     if best.latency_ms is None:
         raise ExportError(f"{type(network).__name__} cannot be converted: {best.refused}")
+    if size != trial:
+        best = _first_legal([c for c in candidates[1:] if c.latency_ms is not None], drafts, whole)
     draft = drafts[best.forms]
     legal = draft.finish()
     error, reach = _difference(base, legal, trial)
@@ -221,7 +225,7 @@ def legalise(
         cpu_operators_before=None if before.latency_ms is None else before.cpu_operators,
         refused_before=before.refused,
         cpu_operators=best.cpu_operators,
-        remedies=advise(compiled.fallen[best.forms]),
+        remedies=advise((whole if size != trial else compiled).fallen[best.forms]),
         candidates=tuple(candidates),
         source=compiled.source,
     )
@@ -237,6 +241,20 @@ def _better(found: Candidate | None, best: Candidate | None) -> Candidate | None
     if found is None or best is None:
         return best if found is None else found
     return found if found.better_than(best) else best
+
+
+def _first_legal(
+    candidates: Sequence[Candidate], drafts: dict[Forms, Draft], whole: _Compiled
+) -> Candidate:
+    """The best of the trial that is legal at the size wanted: limits of operators hang on it."""
+    best: Candidate | None = None
+    for candidate in sorted(candidates, key=Candidate.rank):
+        found = whole.candidate(drafts[candidate.forms].copy().finish(), candidate.forms)
+        if found.latency_ms is not None and not found.cpu_operators:
+            return found
+        best = _better(found, best)
+    assert best is not None
+    return best
 
 
 def _trial_size(network: nn.Module, size: InputSize) -> InputSize:
