@@ -40,3 +40,9 @@ def test_nothing_is_started_or_sent(tmp_path):
     how = "from collapsible.upscaler.openvino_import import import_openvino\n"
     how += "openvino = import_openvino()\nassert import_openvino() is openvino"
     assert watch(how, tmp_path) == ["[] []", "False"]
+
+
+def test_enlarging_a_picture_starts_and_sends_nothing(tmp_path):
+    how = "import numpy, collapsible\n"
+    how += "collapsible.upscale(numpy.zeros((20, 20, 3), numpy.uint8))\nimport openvino"
+    assert watch(how, tmp_path) == ["[] []", "False"]

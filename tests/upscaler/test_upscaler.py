@@ -151,7 +151,7 @@ def test_wrong_use_is_named(graphs, tmp_path):
         Upscaler(graphs[2], engine="openvin")
     with pytest.raises(UnknownNameError, match="unknown precision"):
         Upscaler(graphs[2], precision="fp8")
-    with pytest.raises(UsageError, match="onnxruntime runs fp32 here"):
+    with pytest.raises(UsageError, match="onnxruntime runs fp32 and int8 here"):
         Upscaler(graphs[2], engine="onnxruntime", precision="bf16")
     with pytest.raises(UsageError, match="at least 16"):
         Upscaler(graphs[2], tile=4)

@@ -21,6 +21,7 @@ from collapsible.deploy.quiet import quiet
 from collapsible.deploy.ranges import TAILS, TRIED, Ranges, distance, spans, widen
 from collapsible.errors import ExportError, UsageError, require_packages
 from collapsible.imaging import atomic_write
+from collapsible.upscaler.openvino_import import import_openvino
 
 Engine = Literal["onnxruntime", "openvino"]
 # What the exporter's decompositions are written for; runtimes of 2023 and later read it.
@@ -234,7 +235,7 @@ def _onnxruntime(path: Path) -> tuple[list[int], Any]:
 
 
 def _openvino(path: Path) -> tuple[list[int], Any]:
-    import openvino
+    openvino = import_openvino()
 
     core = openvino.Core()
     compiled = core.compile_model(

@@ -19,6 +19,7 @@ from collapsible.errors import (
 )
 from collapsible.imaging import rgb_to_y
 from collapsible.upscaler.graph_file import GraphFile
+from collapsible.upscaler.openvino_import import import_openvino
 
 ENGINES = ("openvino", "onnxruntime")
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -63,9 +64,7 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, graph: GraphFile, precision: str, threads: int | None = None) -> None:
-        import openvino
-
-        self._openvino = openvino
+        self._openvino = openvino = import_openvino()
         self.precision = precision
         self._core = openvino.Core()
         try:
@@ -223,9 +222,7 @@ def bf16_error(graph: GraphFile, threads: int | None = None) -> float | None:
     far from the truth. None where this CPU has no bf16 arithmetic. Measured, in a fraction of a
     second.
     """
-    import openvino
-
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return None
     picture = _test_picture().astype(np.float32)
     fast, exact = (
