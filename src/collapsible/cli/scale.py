@@ -143,5 +143,5 @@ def correlate(
         with progress("training", plan.networks) as update:
             benchmark.train_benchmark(train, file, plan, lambda done, total, one: update(done=done))
     with progress("scoring") as update:
-        report = correlate(file or SHIPPED, tell=lambda done, total: update(done, total))
+        report = correlate(file or SHIPPED, tell=lambda done, total: update(done=done, total=total))
     print_json(report.json()) if json else print(report.table())

@@ -62,7 +62,9 @@ def synflow(network: nn.Module, batches: Batches) -> float:
             parameter.abs_()
     network.requires_grad_(True)
     network(torch.ones(_size(batches), dtype=torch.float64)).sum().backward()
-    total = sum(float((p * p.grad).sum()) for p in network.parameters() if p.grad is not None)
+    total = sum(
+        float((p * p.grad).detach().sum()) for p in network.parameters() if p.grad is not None
+    )
     return math.log(total) if total > 0 else -math.inf
 
 
