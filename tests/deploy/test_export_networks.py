@@ -67,11 +67,18 @@ def asymmetric(network: nn.Module) -> nn.Module:
     """TensorFlow's SAME borders, with which these weights were trained (see the data's README)."""
     for name, layer in list(network.named_modules()):
         if isinstance(layer, nn.Conv2d) and layer.stride == (2, 2):
-            parent = network.get_submodule(name.rpartition(".")[0])
-            layer.padding = (0, 0)
-            setattr(
-                parent, name.rpartition(".")[2], nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), layer)
+            parent, _, own = name.rpartition(".")
+            bare = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                groups=layer.groups,
+                bias=layer.bias is not None,
             )
+            bare.load_state_dict(layer.state_dict())
+            padded = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), bare)
+            setattr(network.get_submodule(parent), own, padded)
     return network
 
 
