@@ -12,9 +12,15 @@ from torch import nn
 
 import collapsible
 from collapsible.deploy import export as chain
-from collapsible.deploy.litert import run_litert
+from collapsible.deploy.litert import operators, run_litert
 from collapsible.deploy.onnx_files import run_onnx
-from collapsible.errors import ExportError, PictureError, UnknownNameError, UsageError
+from collapsible.errors import (
+    ExportError,
+    MissingExtraError,
+    PictureError,
+    UnknownNameError,
+    UsageError,
+)
 
 pytest.importorskip("litert_torch", reason="the edge extra is not installed")
 
@@ -192,3 +198,44 @@ def test_a_network_of_several_outputs(tmp_path):
 
     with pytest.raises(ExportError, match="one tensor is accepted"):
         collapsible.export(Two(), tmp_path / "net.onnx", input_size=SIZE)
+
+
+@pytest.mark.slow
+def test_for_an_npu_the_network_is_legalised_quantised_compiled_and_compared(tmp_path, monkeypatch):
+    pytest.importorskip("ethosu", reason="the edge extra is not installed")
+    monkeypatch.setenv("COLLAPSIBLE_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    network = collapsible.create_model("sesr_m2", scale=2)
+    inputs = [picture[:1] for picture in np.random.default_rng(1).random((4, 1, 24, 20), "f4")]
+    path = tmp_path / "m2.tflite"
+    report = collapsible.export(
+        network, path, input_size=(1, 1, 24, 20), int8=inputs, target="ethos-u55-256"
+    )
+    assert report.cpu_operators == ()
+    assert report.fps is not None
+    assert report.fps > 0
+    assert report.compiled == tmp_path / "m2_vela.tflite"
+    assert operators(report.compiled) == ["ethos-u"]
+    (check,) = report.checks
+    wanted = by_torch(network, np.stack(inputs))
+    found = run_litert(path, np.stack(inputs))
+    assert check.max_error == pytest.approx(np.abs(found - wanted).max(), rel=1e-5)
+    # Of an untrained network, whose output is close to its input copied.
+    assert check.rms_error < 0.01 * check.output_range
+    with pytest.raises(ExportError, match="ethos-u"):
+        run_litert(report.compiled, np.stack(inputs))
+    assert json.loads(report.json())["legalised"]["target"] == "ethos-u55-256"
+    assert "estimated by Vela" in report.table()
+
+
+def test_without_the_compiler_nothing_is_written(network, pictures, tmp_path, monkeypatch):
+    def missing(*_: object) -> None:
+        raise MissingExtraError("estimates for Ethos-U", "ethosu", "edge")
+
+    monkeypatch.setattr(chain, "legalise", lambda net, chip, input_size: (net, None))
+    monkeypatch.setattr(chain, "compile_vela", missing)
+    with pytest.raises(MissingExtraError, match=r"collapsible\[edge\]"):
+        collapsible.export(
+            network, tmp_path / "a.tflite", input_size=SIZE, int8=[pictures], target="ethos-u55-256"
+        )
+    assert not list(tmp_path.iterdir())

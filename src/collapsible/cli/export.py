@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from collapsible.deploy.samples import Preparation
 
-STAGES = 5
+STAGES = 6
 
 
 @example(

@@ -23,6 +23,7 @@ from collapsible.deploy.given import (
     prepare,
     run_torch,
 )
+from collapsible.deploy.legalise import LegaliseReport, legalise
 from collapsible.deploy.litert import operators, run_litert, save_litert
 from collapsible.deploy.onnx_files import onnx_operators, run_onnx, save_onnx
 from collapsible.deploy.vela import VelaReport, compile_vela
@@ -58,8 +59,9 @@ class ExportReport:
     measured, one a runtime, on ``compared_on``; they compare with the network as it was given,
     in evaluation mode and float32. ``overlap`` is by how many input pixels tiles of this size must
     overlap on each side (the radius of the receptive field), None where the network has none.
-    With a target, ``path`` is the int8 file that LiteRT runs anywhere, ``compiled`` the one for
-    the target and ``vela`` what its compiler estimates. ``notes`` say what a reader must know.
+    With a target, the network is in operators that it runs (``legalised``), ``path`` is the int8
+    file that LiteRT runs anywhere, ``compiled`` the one for the target and ``vela`` what its
+    compiler estimates. ``notes`` say what a reader must know.
     """
 
     path: Path
@@ -76,6 +78,7 @@ class ExportReport:
     collapsed: CollapseReport | None = None
     target: str | None = None
     compiled: Path | None = None
+    legalised: LegaliseReport | None = None
     vela: VelaReport | None = None
     notes: tuple[str, ...] = ()
 
@@ -117,6 +120,9 @@ class ExportReport:
             lines.append(f"calibrated on       {self.calibration} pictures")
         lines.append(f"beside torch        measured on {self.compared_on}")
         lines += [f"  {_check_line(check)}" for check in self.checks]
+        if self.legalised is not None:
+            forms = self.legalised
+            lines.append(f"legalised           tail {forms.tail}, bend {forms.bend}")
         if self.vela is not None:
             lines.append(f"compiled            {self.compiled} for {self.target}")
             if self.fps is None:
@@ -148,8 +154,8 @@ def export(
     ``path`` ends with ``.onnx`` or ``.tflite`` (channels-last). ``input_size`` is (batch, channels,
     height, width) of the one size the file takes: a whole frame, or a tile of one. ``int8`` are
     calibration inputs (float32 [C, H, W] or [N, C, H, W] as the network takes them); with them the
-    file computes in int8. ``target`` is an Ethos-U: then ``path`` (``.tflite``, int8) is compiled
-    too, to ``NAME_vela.tflite`` beside it.
+    file computes in int8. ``target`` is an Ethos-U: then the network is legalised for it,
+    and ``path`` (``.tflite``, int8) is compiled too, to ``NAME_vela.tflite`` beside it.
 
     The file is run by every runtime of its format (ONNX Runtime and OpenVINO; LiteRT) and compared
     with the network on ``pictures`` (inputs [C, H, W]; for networks that enlarge, of any size),
@@ -174,6 +180,10 @@ def export(
     reference = refer(lambda part: run_torch(given, part), samples, size, output)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder, path.name)
+        legal = None
+        if chip is not None:
+            say("legalising")
+            ready, legal = legalise(ready, chip, input_size=size)
         say("converting")
         save = save_onnx if kind == ".onnx" else save_litert
         save(ready, draft, size, calibration=calibration)
@@ -207,6 +217,7 @@ def export(
         collapsed=folded,
         target=chip.name if chip else None,
         compiled=vela.compiled if vela else None,
+        legalised=legal,
         vela=vela,
         notes=notes,
     )
