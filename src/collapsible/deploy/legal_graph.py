@@ -18,6 +18,8 @@ TAILS = ("kept", "stages", "direct", "folded")
 REPEATS = ("kept", "broadcast")
 BENDS = ("kept", "maximum", "two relus", "doubled")
 _ADDS = (operator.add, torch.add, "add")
+# Layers that one module may do at several places: each place gets its own.
+_SHARED = (nn.PReLU, nn.LeakyReLU, nn.PixelShuffle)
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,16 @@ class Draft:
     rewrites: list[Rewrite] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     added: int = 0
+    dtype: torch.dtype = torch.float64
 
     @classmethod
     def of(cls, network: nn.Module, probe: Tensor) -> Draft:
         """Traces a copy of a network and notes shapes; raises ``UsageError`` if that fails."""
         traced = trace(copy.deepcopy(network))
         record(traced, (probe,))
-        return cls(traced)
+        draft = cls(traced, dtype=probe.dtype)
+        draft._give_each_its_own()
+        return draft
 
     def copy(self) -> Draft:
         """A copy to go on from in two directions."""
@@ -51,7 +56,21 @@ class Draft:
         for old, new in zip(self.traced.graph.nodes, module.graph.nodes, strict=True):
             new.meta = dict(old.meta)
         traced = Traced(module, self.traced.inplace)
-        return Draft(traced, list(self.rewrites), list(self.left), self.added)
+        return Draft(traced, list(self.rewrites), list(self.left), self.added, self.dtype)
+
+    def _give_each_its_own(self) -> None:
+        """A bend or a depth to space that is called at several places becomes one for each."""
+        seen: set[str] = set()
+        for node in self.graph.nodes:
+            if node.op != "call_module":
+                continue
+            module = self.traced.module.get_submodule(str(node.target))
+            if str(node.target) in seen and isinstance(module, _SHARED):
+                self.added += 1
+                name = f"legal_{self.added}"
+                self.traced.module.add_submodule(name, copy.deepcopy(module))
+                node.target = name
+            seen.add(str(node.target))
 
     @property
     def graph(self) -> fx.Graph:
@@ -77,14 +96,13 @@ class Draft:
         self, node: fx.Node, layers: list[nn.Module], source: fx.Node | None = None
     ) -> None:
         """Put layers, one after another, in a node's place; the first reads ``source``."""
-        value = source if source is not None else node.args[0]
+        value = source if source is not None else _first(node)
         assert isinstance(value, fx.Node)
         place = node
         for layer in layers:
             self.added += 1
             name = f"legal_{self.added}"
-            dtype = next(self.traced.module.parameters()).dtype
-            self.traced.module.add_submodule(name, layer.to(dtype))
+            self.traced.module.add_submodule(name, layer.to(self.dtype))
             with self.graph.inserting_after(place):
                 value = place = self.graph.call_module(name, (value,))
         place.meta["shape"] = shape_of(node)
@@ -112,11 +130,11 @@ class Draft:
             given: list[object] = list(node.args)
             times = given[1] if len(given) > 1 else node.kwargs.get("repeats")
             axis = given[2] if len(given) > 2 else node.kwargs.get("dim")
-            source = given[0]
+            source = _first(node)
             shape = shape_of(source) if isinstance(source, fx.Node) else None
             if axis != 1 or not isinstance(times, int) or shape is None or len(shape) != 4:
                 return False
-            if shape[1] == 1 and all(user.target in _ADDS for user in node.users):
+            if shape[1] == 1 and all(_broadcasts(user, node) for user in node.users):
                 assert isinstance(source, fx.Node)
                 node.replace_all_uses_with(source)
                 self.note(node, "repeat_interleave", "the addition's own broadcast")
@@ -179,7 +197,7 @@ class Draft:
                 )
                 self.replace(node, list(layers))
                 continue
-            source = node.args[0]
+            source = _first(node)
             conv = self.module_of(source, nn.Conv2d)
             if not isinstance(source, fx.Node) or conv is None or len(source.users) > 1:
                 return False
@@ -190,7 +208,7 @@ class Draft:
                 return False
             strides = " then ".join(str(layer.stride[0]) for layer in layers)
             self.note(node, "depth to space", f"in {source.target}'s own stride, {strides}")
-            self.replace(node, [folded, *layers[1:]], source=source.args[0])  # type: ignore[arg-type]
+            self.replace(node, [folded, *layers[1:]], source=_first(source))
         return True
 
     def bends(self) -> list[tuple[fx.Node, Tensor]]:
@@ -205,18 +223,17 @@ class Draft:
             if isinstance(module, nn.PReLU):
                 slope = module.weight.detach()
             elif isinstance(module, nn.LeakyReLU):
-                slope = torch.tensor([module.negative_slope])
+                slope = torch.tensor([module.negative_slope], dtype=torch.float64)
             elif node.target is F.leaky_relu:
                 given = (
                     node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01)
                 )
-                slope = torch.tensor([float(given)])  # type: ignore[arg-type]
+                slope = torch.tensor([float(given)], dtype=torch.float64)  # type: ignore[arg-type]
             elif node.target in (torch.prelu, F.prelu):
                 weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
                 slope = weight.meta.get("constant") if isinstance(weight, fx.Node) else None
             if slope is not None:
-                dtype = next(self.traced.module.parameters()).dtype
-                found.append((node, slope.detach().to(dtype).expand(shape[1])))
+                found.append((node, slope.detach().to(self.dtype).expand(shape[1])))
         return found
 
     def rewrite_bends(self, form: str) -> bool:
@@ -238,7 +255,7 @@ class Draft:
 
     def _double(self, node: fx.Node, slope: Tensor) -> bool:
         """The convolution before gives x and -x, one ReLU bends both, the next one joins them."""
-        source = node.args[0]
+        source = _first(node)
         conv = self.module_of(source, nn.Conv2d)
         if not isinstance(conv, nn.Conv2d) or not isinstance(source, fx.Node):
             return False
@@ -258,3 +275,15 @@ class Draft:
             self.note(node, "PReLU", "one ReLU of x and -x, joined by a 1x1 convolution")
             self.replace(node, [nn.ReLU(), forms.join_halves(slope)])
         return True
+
+
+def _first(node: fx.Node) -> fx.Node | None:
+    """The value that a node works on, whether given by position or by name."""
+    value = node.args[0] if node.args else node.kwargs.get("input")
+    return value if isinstance(value, fx.Node) else None
+
+
+def _broadcasts(user: fx.Node, node: fx.Node) -> bool:
+    """Whether a node adds another value that has the repeated value's whole shape already."""
+    others = [value for value in user.all_input_nodes if value is not node]
+    return user.target in _ADDS and len(others) == 1 and shape_of(others[0]) == shape_of(node)

@@ -304,8 +304,14 @@ class _Compiled:
 def _difference(network: nn.Module, legal: nn.Module, size: InputSize) -> tuple[float, float]:
     """Largest absolute difference in float64 on random input, and the largest output."""
     x = torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    wanted = network(x)
-    error, reach = float((legal(x) - wanted).abs().max()), float(wanted.abs().max())
+    wanted, given = network(x), legal(x)
+    # A difference would broadcast, and hide that one of them has fewer channels.
+    if given.shape != wanted.shape:
+        raise CollapsibleError(
+            f"the legal form gives {list(given.shape)} instead of {list(wanted.shape)}: "
+            "please report this network"
+        )
+    error, reach = float((given - wanted).abs().max()), float(wanted.abs().max())
     if not error <= TOLERANCE * max(reach, 1e-12):
         raise CollapsibleError(
             f"the legal form differs by {error:.2e} where outputs reach {reach:.3g}: "
