@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from collapsible.cli.common import Debug, Json, example, print_json
-from collapsible.cli.networks import Network, build, read_size
+from collapsible.cli.networks import Network, build, read_size, size_for
 from collapsible.errors import UsageError, require_packages
 
 if TYPE_CHECKING:
@@ -28,6 +29,10 @@ def collapse(
     input_size: Annotated[
         str | None,
         typer.Option(help="Size of the random input to compare on, such as 1,3,224,224."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Estimate the collapsed network on a target too, as `estimate` does."),
     ] = None,
     always: Annotated[
         bool, typer.Option("--always", help="Also merge where that costs more than it saves.")
@@ -58,10 +63,23 @@ def collapse(
     deployed, report = fold(network, probe=probe, policy="always" if always else "auto")
     if output is not None:
         _write(deployed, output, probe)
+    judged = None
+    if target is not None:
+        from collapsible.costs.targets import find_target
+        from collapsible.deploy.estimate import estimate
+
+        chip = find_target(target)
+        size = size_for(network, input_size)
+        judged = estimate(deployed, chip, size, legalise=chip.kind == "vela")
     if json:
-        print_json(report.json())
+        facts = loads(report.json())
+        if judged is not None:
+            facts["estimate"] = loads(judged.json())
+        print_json(facts)
         return
     print(report.table())
+    if judged is not None:
+        print(f"\n{judged.table()}")
     if drawn:
         print("weights             newly drawn (--weights FILE for trained ones)")
 

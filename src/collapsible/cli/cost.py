@@ -7,14 +7,20 @@ from typing import Annotated
 import typer
 
 from collapsible.cli.common import Debug, Json, example, print_json
-from collapsible.cli.networks import InputSize, Network, build, read_size
+from collapsible.cli.networks import Network, build, size_for
 from collapsible.errors import require_packages
 
 
 @example("collapsible cost sesr-m5 --scale 2 --input-size 1,1,360,640 --layers")
 def cost(
     model: Network,
-    input_size: InputSize,
+    input_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Batch, channels, height, width with commas, such as 1,3,224,224; timm's networks "
+            "have one of their own."
+        ),
+    ] = None,
     scale: Annotated[int, typer.Option(help="Enlargement, where the network has one.")] = 2,
     collapsed: Annotated[
         bool,
@@ -26,6 +32,10 @@ def cost(
         int | None,
         typer.Option(min=1, help="Bytes of a number in memory: 1 for int8 [default: 4]."),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="Count memory as this target holds numbers: 1 byte each on NPUs."),
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="A line for each layer too.")] = False,
     json: Json = False,
     debug: Debug = False,
@@ -34,6 +44,10 @@ def cost(
     require_packages("costing", "torch", "safetensors", extra="train")
     from collapsible.costs import cost as count
 
-    size = read_size(input_size)
-    report = count(build(model, scale, collapsed), size, element_bytes=element_bytes)
+    if target is not None and element_bytes is None:
+        from collapsible.costs.targets import find_target
+
+        element_bytes = 4 if find_target(target).kind == "host" else 1
+    network = build(model, scale, collapsed)
+    report = count(network, size_for(network, input_size), element_bytes=element_bytes)
     print_json(report.json()) if json else print(report.table(layers))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from collapsible.cli.common import Debug, Json, example, print_json, progress
-from collapsible.cli.networks import build, read_size
+from collapsible.cli.networks import build, read_size, size_for
 from collapsible.errors import UsageError, require_packages
 
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def estimate(
     ],
     input_size: Annotated[
         str | None,
-        typer.Option(help="Batch, channels, height, width with commas; a file has its own."),
+        typer.Option(
+            help="Batch, channels, height, width; files and timm have their own."
+        ),
     ] = None,
     scale: Annotated[int, typer.Option(help="Enlargement, where the network has one.")] = 2,
     tile: Annotated[
@@ -88,9 +90,8 @@ def estimate(
         if model.lower().endswith(FILES) or (Path(model).is_file() and ":" not in model):
             report = judge(Path(model), chip, size, tile=part, legalise=bool(legalise))
         else:
-            if size is None:
-                raise UsageError("--input-size is needed, such as 1,3,224,224")
             network = build(model, scale, False)
+            size = size_for(network, input_size)
             wanted = chip.kind == "vela" if legalise is None else legalise
             report = judge(network, chip, size, tile=part, legalise=wanted)
             report = replace(report, network=model)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from collapsible.cli.common import Debug, Json, example, print_json, progress
-from collapsible.cli.networks import Network, build, read_size
+from collapsible.cli.networks import Network, build, size_for
 from collapsible.errors import CollapsibleError, UsageError, require_packages
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ def export(
     ],
     input_size: Annotated[
         str | None,
-        typer.Option(help="Batch, channels, height, width of the file: 1,3,224,224."),
+        typer.Option(
+            help="Batch, channels, height, width, such as 1,3,224,224."
+        ),
     ] = None,
     tile: Annotated[
         int | None,
@@ -119,10 +121,10 @@ def _network(model: str, scale: int, weights: Path | None) -> tuple[nn.Module, b
 
 
 def _size(network: nn.Module, input_size: str | None, tile: int | None) -> tuple[int, ...]:
-    if (input_size is None) == (tile is None):
-        raise UsageError("give --input-size, or --tile for super-resolution")
-    if input_size is not None:
-        return read_size(input_size)
+    if input_size is not None and tile is not None:
+        raise UsageError("give --input-size or --tile, not both")
+    if tile is None:
+        return size_for(network, input_size)
     colour = getattr(network, "colour", None)
     if colour is None:
         raise UsageError("--tile is for super-resolution networks; give --input-size")

@@ -31,6 +31,22 @@ def read_size(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def size_for(network: nn.Module, text: str | None) -> tuple[int, ...]:
+    """``--input-size``, or one picture of the size that timm gives with the network.
+
+    Raises ``UsageError`` where there is neither.
+    """
+    from collapsible.errors import UsageError
+
+    if text is not None:
+        return read_size(text)
+    config = getattr(network, "pretrained_cfg", None)
+    size = None if config is None else getattr(config, "get", lambda _: None)("input_size")
+    if size is None:
+        raise UsageError("--input-size is needed, such as 1,3,224,224")
+    return 1, *size
+
+
 def build(
     model: str, scale: int, collapsed: bool, weights: str | Path | None = None, **options: Any
 ) -> nn.Module:
