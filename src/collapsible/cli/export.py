@@ -124,6 +124,8 @@ def _size(network: nn.Module, input_size: str | None, tile: int | None) -> tuple
     if input_size is not None and tile is not None:
         raise UsageError("give --input-size or --tile, not both")
     if tile is None:
+        if input_size is None and getattr(network, "colour", None) is not None:
+            raise UsageError("give --input-size, such as 1,1,360,640, or --tile")
         return size_for(network, input_size)
     colour = getattr(network, "colour", None)
     if colour is None:

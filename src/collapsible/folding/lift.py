@@ -86,7 +86,10 @@ def _lift_conv(layer: nn.Conv1d | nn.Conv2d, node: fx.Node) -> Op | str:
     if isinstance(layer, SameConv2d):
         borders = layer.borders
     else:
+        # torch works out the list once; padding that was set later counts too.
         both = [int(p) for p in layer._reversed_padding_repeated_twice]
+        if not isinstance(layer.padding, str) and layer.padding_mode == "zeros":
+            both = [int(p) for p in reversed(layer.padding) for _ in range(2)]
         borders = (both[0], both[1], 0, 0) if flat else (both[0], both[1], both[2], both[3])
     uneven = borders[0] != borders[1] or borders[2] != borders[3]
     if layer.padding_mode != "zeros" and uneven:
