@@ -91,6 +91,13 @@ TABLES: tuple[Table, ...] = (
         trains=True,
         packages=("torch", "safetensors", "lightning", "tensorboard"),
     ),
+    Table(
+        "sesr/npu",
+        "FSRCNN and SESR on NPUs: traffic, latency, frames; what the sixfold claim hangs on",
+        "sesr_npu:npu",
+        full="the roofline, and Ethos-U65 and U85 compiled by Vela (needs the edge extra; long)",
+        small="the 4-TOP/s roofline",
+    ),
 )
 
 
