@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from collapsible.deploy.estimate import estimate
 
+from collapsible.deploy.estimate import estimate
 from collapsible.errors import ExportError
 from collapsible.reproduce import Request, reproduce, sesr_npu
 from collapsible.reproduce.sesr_npu import deployed, unfused_bytes

@@ -34,9 +34,7 @@ def estimate(
     ],
     input_size: Annotated[
         str | None,
-        typer.Option(
-            help="Batch, channels, height, width; files and timm have their own."
-        ),
+        typer.Option(help="Batch, channels, height, width; files and timm have their own."),
     ] = None,
     scale: Annotated[int, typer.Option(help="Enlargement, where the network has one.")] = 2,
     tile: Annotated[

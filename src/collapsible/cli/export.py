@@ -32,9 +32,7 @@ def export(
     ],
     input_size: Annotated[
         str | None,
-        typer.Option(
-            help="Batch, channels, height, width, such as 1,3,224,224."
-        ),
+        typer.Option(help="Batch, channels, height, width, such as 1,3,224,224."),
     ] = None,
     tile: Annotated[
         int | None,
