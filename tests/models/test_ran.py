@@ -256,3 +256,15 @@ def test_wrong_use():
         create_model("ran_e_c", act="relu66")
     with pytest.raises(UnknownNameError, match="forms"):
         create_model("ran_e_c", forms="thick")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ran_e_c", "ran_e_gt_relu6"])
+def test_every_operator_runs_on_an_ethos_u(name):
+    pytest.importorskip("ethosu.vela")
+    pytest.importorskip("litert_torch")
+    from collapsible.deploy.estimate import estimate
+
+    report = estimate(create_model(name, num_classes=10), "ethos-u65-256", (1, 3, 64, 64))
+    assert report.cpu_operators == ()
+    assert report.fps is not None

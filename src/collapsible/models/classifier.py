@@ -40,7 +40,10 @@ class Head(nn.Module):
             y = self.norm(x.permute(0, 2, 3, 1))
             y = y if pre_logits else self.fc(self.drop(y))
             return y.permute(0, 3, 1, 2)
-        y = self.norm(x.mean((2, 3)) if self.pool == "avg" else x.amax((2, 3)))
+        # Ethos-U runs a mean that keeps its axes, and not one that drops them.
+        average = self.pool == "avg"
+        x = x.mean((2, 3), keepdim=True) if average else x.amax((2, 3), keepdim=True)
+        y = self.norm(x.flatten(1))
         return y if pre_logits else self.fc(self.drop(y))
 
 
