@@ -18,6 +18,7 @@ from collapsible.defence.attacks import (
     create_attack,
     list_attacks,
 )
+from collapsible.defence.attacks.square import share_at
 from collapsible.errors import UnknownNameError, UsageError
 
 # Each name, with fewer steps where the number does not matter, and the norms.
@@ -559,3 +560,13 @@ def test_models_that_do_not_fit_are_named() -> None:
     three = Small(classes=3).eval()
     with pytest.raises(UsageError, match="targeted dlr loss needs 4 classes, the model has 3"):
         create_attack("apgd-t")(three, images, three(images).argmax(1))
+
+
+def test_squares_shrink_by_the_papers_schedule() -> None:
+    """Andriushchenko et al. 2020, section 3.2: halved at these of 10,000, scaled for fewer."""
+    paper = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]
+    for k, at in enumerate(paper):
+        assert share_at(at, 10000) == 0.5**k
+        assert share_at(at + 1, 10000) == 0.5 ** (k + 1)
+    assert share_at(0, 7) == share_at(0, 10000) == 1.0
+    assert share_at(500, 1000) == share_at(5000, 10000) == 0.5**7

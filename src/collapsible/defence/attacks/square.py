@@ -55,12 +55,13 @@ class Square(Attack):
         start = stripes(x, self.epsilon, generator) if linf else tiles(x, self.epsilon, generator)
         best = Best(start)
         best.offer(start, objective.evaluate(start))
-        for query in range(1, self.queries):
+        proposals = self.queries - 1
+        for proposal in range(proposals):
             left = (~best.fooled).nonzero().flatten()
             if len(left) == 0:
                 break
             centre, z = x[left], best.images[left]
-            share = self.p_init * share_at(query, self.queries)
+            share = self.p_init * share_at(proposal, proposals)
             if linf:
                 z = paint(z, centre, self.epsilon, share, generator)
             else:
@@ -69,9 +70,12 @@ class Square(Attack):
         return best
 
 
-def share_at(query: int, queries: int) -> float:
-    """What is left of ``p_init`` at a query, the schedule scaled to the number of queries."""
-    at = query * 10000 / queries
+def share_at(made: int, total: int) -> float:
+    """What is left of ``p_init`` after ``made`` of ``total`` proposals.
+
+    The first proposal always has all of it, however few there are: the largest squares do most.
+    """
+    at = made * 10000 // total
     return 0.5 ** sum(at > after for after in _HALVED_AFTER)
 
 
