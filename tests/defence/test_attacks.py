@@ -98,7 +98,7 @@ def test_the_names_are_those_of_the_table() -> None:
 
 
 @pytest.mark.parametrize(("name", "norm"), EVERY)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     epsilon=st.sampled_from([1e-4, 2 / 255, 0.1, 0.7, 3.0]),
     shape=st.tuples(st.integers(1, 4), st.integers(3, 12), st.integers(3, 12)),
@@ -130,7 +130,7 @@ def test_inside_the_ball_and_inside_the_bounds(
     assert float(distance(found, images, norm).max()) <= epsilon + slack
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     epsilon=st.floats(0, 0.5),
@@ -151,7 +151,7 @@ def test_fgsm_is_optimal_on_a_line(seed: int, epsilon: float, label: int) -> Non
 
 @pytest.mark.parametrize("name", ["bim", "pgd", "mi-fgsm", "apgd-ce"])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**31), epsilon=st.floats(0.01, 0.2))
 def test_the_optimum_on_a_line_is_reached(name: str, norm: str, seed: int, epsilon: float) -> None:
     """x - epsilon w / ||w|| where no pixel comes to its bounds: the margin falls by

@@ -154,10 +154,13 @@ def tiles(x: Tensor, epsilon: float, generator: torch.Generator | None) -> Tenso
 def move(
     z: Tensor, centre: Tensor, epsilon: float, share: float, generator: torch.Generator | None
 ) -> Tensor:
-    """A proposal for L2 (algorithm 3): one window gives its energy to another.
+    """A proposal for L2 (after algorithm 3): one window gives its energy to another.
 
-    The second window is emptied; the first is given, channel by channel, the energy of both and
-    its part of what the ball still has, in its present direction plus a mound of random sign.
+    The second window is emptied; each channel of the first is given the energy of both and its
+    part of what the ball still has, in its present direction plus a mound of random sign. Two
+    things are AutoAttack's rather than the paper's, where each channel gets its own energy alone:
+    here each gets that of all, and the whole is then scaled to the budget. It finds more (measured
+    on the tests' network, 30 queries: 79 % of the pictures held instead of 82 %).
     """
     n, channels, height, width = z.shape
     side = max(3, round(math.sqrt(share * height * width)))
@@ -168,7 +171,7 @@ def move(
     both = mask | within(z, out, sides)
     delta = z - centre
     unused = (epsilon**2 - l2_norm(delta) ** 2).clamp(min=0)
-    energy = ((delta * both) ** 2).sum(dim=(2, 3), keepdim=True) + unused / channels
+    energy = l2_norm(delta * both) ** 2 + unused / channels
     here = delta * mask
     here = here / here.flatten(2).norm(dim=2)[:, :, None, None].clamp(min=1e-12)
     turn = uniform((n,), z, generator) < 0.5
@@ -179,6 +182,7 @@ def move(
     new = here + sign * _place(bumps, z, into, sides)
     length = new.flatten(2).norm(dim=2)[:, :, None, None].clamp(min=1e-12)
     delta = torch.where(mask, new / length * energy.sqrt(), delta * ~both)
+    delta = epsilon * delta / l2_norm(delta).clamp(min=1e-12)
     return project(centre + delta, centre, epsilon, "l2")
 
 
