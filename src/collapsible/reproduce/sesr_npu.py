@@ -8,7 +8,7 @@ As in the paper's deployment PReLU became ReLU and the input residual is dropped
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from collapsible.errors import CollapsibleError
 from collapsible.reproduce.registry import Request
@@ -123,7 +123,7 @@ def deployed(name: str, scale: int) -> nn.Module:
     """A network as the paper deploys it: ReLU, no input residual; weights do not matter."""
     from collapsible.models import create_model
 
-    options = {} if name == "fsrcnn" else {"input_residual": False}
+    options: dict[str, Any] = {} if name == "fsrcnn" else {"input_residual": False}
     return create_model(name, scale=scale, act="relu", **options).eval()
 
 
@@ -206,10 +206,11 @@ def _assumptions(target: Target) -> tuple[Row, ...]:
 
     array = target.roofline
     assert array is not None
-    direct, sub_pixel = {"algorithm": "direct"}, {"deconvolution": "sub-pixel"}
-    written = {"depth_to_space": "addressing"}
-    large = {"sram_bytes": 4 << 20}
-    changes: list[tuple[str, dict[str, object], tuple[int, int] | None]] = [
+    direct: dict[str, Any] = {"algorithm": "direct"}
+    sub_pixel: dict[str, Any] = {"deconvolution": "sub-pixel"}
+    written: dict[str, Any] = {"depth_to_space": "addressing"}
+    large: dict[str, Any] = {"sram_bytes": 4 << 20}
+    changes: list[tuple[str, dict[str, Any], tuple[int, int] | None]] = [
         ("as it stands (deconvolution zero-stuffed)", {}, None),
         ("deconvolution sub-pixel", sub_pixel, None),
         ("no Winograd", direct, None),
@@ -228,7 +229,7 @@ def _assumptions(target: Target) -> tuple[Row, ...]:
     ]
     rows = []
     for name, change, tile in changes:
-        changed = assume(target, **change)  # type: ignore[arg-type]
+        changed = assume(target, **change)
         rows.append(_ratio_row(name, changed, tile=tile))
     loose = {name: unfused_bytes(name) for name in ("sesr_m5", "fsrcnn")}
     rows.append(_ratio_row("activations and additions as passes of their own", target, loose))
