@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collapsible.defence import DefendedClassifier
     from collapsible.deploy.estimate import EstimateReport, estimate
     from collapsible.deploy.export import ExportReport, export
+    from collapsible.deploy.legalise import LegaliseReport, legalise
     from collapsible.errors import CollapsibleError
     from collapsible.folding import CollapseReport, collapse
     from collapsible.models import create_model, list_models
@@ -31,12 +32,14 @@ _HOMES = {
     "DefendedClassifier": "collapsible.defence",
     "EstimateReport": "collapsible.deploy.estimate",
     "ExportReport": "collapsible.deploy.export",
+    "LegaliseReport": "collapsible.deploy.legalise",
     "Upscaler": "collapsible.upscaler",
     "collapse": "collapsible.folding",
     "cost": "collapsible.costs",
     "create_model": "collapsible.models",
     "estimate": "collapsible.deploy.estimate",
     "export": "collapsible.deploy.export",
+    "legalise": "collapsible.deploy.legalise",
     "list_models": "collapsible.models",
     "nn_mass": "collapsible.search",
     "scale": "collapsible.search",
@@ -50,6 +53,7 @@ __all__ = [
     "DefendedClassifier",
     "EstimateReport",
     "ExportReport",
+    "LegaliseReport",
     "Upscaler",
     "__version__",
     "collapse",
@@ -57,6 +61,7 @@ __all__ = [
     "create_model",
     "estimate",
     "export",
+    "legalise",
     "list_models",
     "nn_mass",
     "scale",
