@@ -30,6 +30,7 @@ from collapsible.defence.laboratory import JobResult, Laboratory
 from collapsible.defence.plan import Job, list_jobs, read_number
 from collapsible.defence.report import Cell, build_report
 from collapsible.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
+from collapsible.models import ClassifierCard, Preprocessing, save_classifier
 
 NAMES = ("mobilenet", "plain")
 DEFENCE = "bits:4+nearest"
@@ -445,3 +446,46 @@ def test_the_table_shows_what_json_says(run: tuple[DefenceReport, Path]) -> None
             rf"{100 * worst['value']:.1f} \({100 * worst['low']:.1f}-",
             table,
         )
+
+
+def test_a_classifier_trained_here_says_itself_what_it_is(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    """Its card names architecture, options, normalisation and the order of the classes."""
+    import timm
+
+    names = sorted(p.name for p in (shared_data / "cls" / "imagenette160" / "val").iterdir())
+    torch.manual_seed(0)
+    network = timm.create_model("test_resnet", num_classes=10, stem_width=16).eval()
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    card = ClassifierCard(
+        architecture="timm:test_resnet",
+        classes=tuple(reversed(names)),
+        preprocessing=Preprocessing(size=32, mean=mean, std=std),
+        options={"stem_width": 16},
+    )
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine" / "weights.safetensors"
+    save_classifier(network, card, file)
+    spec = read_classifier(str(file))
+    assert spec.name == "mine"
+    plan = Plan(
+        data=str(shared_data / "cls" / "imagenette160" / "val"),
+        classifiers=(spec,),
+        defences=(),
+        attacks=(AttackSpec("fgsm"),),
+        epsilons=(0.1,),
+        size=32,
+        limit=10,
+    )
+    laboratory = Laboratory(plan)
+    wanted = [9 - names.index(name) for name in laboratory.pictures.names]
+    assert laboratory.labels["mine"].tolist() == wanted
+    clean = laboratory.clean
+    shape = (1, 3, 1, 1)
+    given = (clean - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    with torch.no_grad():
+        torch.testing.assert_close(laboratory.model("mine", "none")(clean), network(given))
+    file.with_suffix(".json").unlink()
+    with pytest.raises(WeightsError, match="no card"):
+        read_classifier(str(file))

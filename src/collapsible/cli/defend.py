@@ -28,7 +28,8 @@ def evaluate(
     classifier: Annotated[
         list[str],
         typer.Option(
-            help="timm:NAME@WEIGHTS, torchvision:NAME@WEIGHTS or a TOML file; may be repeated."
+            help="timm:NAME@WEIGHTS, torchvision:NAME@WEIGHTS, a TOML file, or the "
+            "weights.safetensors of a training run; may be repeated."
         ),
     ],
     output: Annotated[

@@ -82,12 +82,16 @@ class Laboratory:
             self.classifiers[spec.name] = loaded
             file = spec.classes or plan.classes
             classes = None if file is None else read_classes(file)
+            if classes is None and spec.outputs:
+                classes = {name: place for place, name in enumerate(spec.outputs)}
             # All of the folder's classes say what a class's place is, not just those taken.
             places = match_labels(found.names, loaded.outputs, classes)
             meaning = dict(zip(found.names, places, strict=True))
             self.labels[spec.name] = torch.tensor([meaning[name] for name in self.pictures.names])
         files: Mapping[str, str] = dict(plan.weights)
         self._defences = {name: create_defence(name, weights=files) for name in plan.defences}
+        # Shipped weights may change with the package; their results are then others.
+        self._weights = {name: _digest(made) for name, made in self._defences.items()}
         self._check()
 
     def model(self, classifier: str, defence: str) -> DefendedClassifier:
@@ -121,7 +125,9 @@ class Laboratory:
 
     def key(self, job: Job) -> str:
         """The name of the job's result."""
-        return fingerprint(self.plan, job, self.digest)
+        used = sorted({job.through, *(defence for _, defence in job.targets)})
+        weights = "".join(self._weights[name] for name in used if name in self._weights)
+        return fingerprint(self.plan, job, self.digest + weights)
 
     def audit_key(self, classifier: str, defence: str, pictures: int) -> str:
         """The name of an audit's result."""
@@ -217,6 +223,13 @@ class Laboratory:
             "gain": f"{gain:.3g}",
             "defence": defence,
         }
+
+
+def _digest(module: torch.nn.Module) -> str:
+    """SHA-256 of a module's tensors; empty where it has none."""
+    tensors = list(module.state_dict().values())
+    sum_ = hashlib.sha256(b"".join(t.float().cpu().numpy().tobytes() for t in tensors))
+    return sum_.hexdigest() if tensors else ""
 
 
 def _distance(difference: Tensor, norm: str) -> float:

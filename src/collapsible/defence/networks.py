@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from collapsible.errors import UnknownNameError, UsageError, WeightsError, require_packages
 from collapsible.models import create_model
 from collapsible.models.registry import load_state, read_state
+from collapsible.models.trained import read_classifier_card
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +31,8 @@ class ClassifierSpec:
     file of them (safetensors, or a torch file of tensors). ``mean`` and ``std`` are of channels in
     [0, 1]; left out, they are what timm or torchvision say. ``padding="same"`` pads strided
     convolutions as TensorFlow does, for weights that were trained there. ``classes`` is a file
-    that names the outputs (see ``read_classes``). ``resize`` as for ``DefendedClassifier``.
+    that names the outputs (see ``read_classes``), ``outputs`` their names in order.
+    ``options`` go to the network's constructor. ``resize`` as for ``DefendedClassifier``.
     """
 
     name: str
@@ -42,6 +44,8 @@ class ClassifierSpec:
     padding: str = "torch"
     classes: str | None = None
     resize: int | None = None
+    outputs: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,22 +60,40 @@ class LoadedClassifier:
 
 
 def read_classifier(text: str | Path) -> ClassifierSpec:
-    """A classifier as the command line names it: ``NETWORK@WEIGHTS``, or a TOML file.
+    """A classifier as the command line names it.
 
-    The TOML file has the keys of ``ClassifierSpec``; its paths are relative to the file, and
-    ``name`` is the file's own unless given. Raises ``UsageError`` and ``UnknownNameError``.
+    ``NETWORK@WEIGHTS``; or a TOML file with the keys of ``ClassifierSpec``, whose paths are
+    relative to the file and whose ``name`` is the file's own unless given; or a safetensors file
+    with the card that training leaves beside it, named by the run's folder.
+    Raises ``UsageError``, ``UnknownNameError`` and ``WeightsError``.
     """
     text = str(text)
     if text.endswith(".toml"):
         return _read_file(Path(text))
+    if text.endswith(".safetensors") and "@" not in text:
+        return _read_card(Path(text))
     network, at, weights = text.partition("@")
     if not at or not weights:
         raise UsageError(
             f"classifier {text!r}: give NETWORK@WEIGHTS, such as timm:resnet18@resnet18.safetensors"
-            ", or a TOML file (no weights are downloaded)"
+            ", a TOML file, or the weights.safetensors of a training run (nothing is downloaded)"
         )
     name = network.partition(":")[2] or network
     return ClassifierSpec(name, network, weights)
+
+
+def _read_card(path: Path) -> ClassifierSpec:
+    card = read_classifier_card(path)
+    return ClassifierSpec(
+        name=path.parent.name if path.stem == "weights" else path.stem,
+        network=card.architecture,
+        weights=str(path),
+        num_classes=len(card.classes),
+        mean=card.preprocessing.mean,
+        std=card.preprocessing.std,
+        outputs=card.classes,
+        options=tuple(sorted((k, v) for k, v in card.options.items() if k != "num_classes")),
+    )
 
 
 def _read_file(path: Path) -> ClassifierSpec:
@@ -92,6 +114,10 @@ def _read_file(path: Path) -> ClassifierSpec:
     for key in ("mean", "std"):
         if key in record:
             record[key] = tuple(float(v) for v in record[key])
+    if "outputs" in record:
+        record["outputs"] = tuple(map(str, record["outputs"]))
+    if "options" in record:
+        record["options"] = tuple(sorted(record["options"].items()))
     spec = ClassifierSpec(**{"name": path.stem, **record})
     if spec.padding not in PADDINGS:
         raise UsageError(f"{path}: padding {spec.padding!r}: {' and '.join(PADDINGS)} are accepted")
@@ -108,10 +134,10 @@ def load_classifier(spec: ClassifierSpec) -> LoadedClassifier:
     if not path.is_file():
         raise WeightsError(f"no weights for {spec.name} at {path}")
     state = read_state(path)
-    network = _create(spec.network, spec.num_classes)
+    network = _create(spec.network, spec.num_classes, spec.options)
     outputs = _outputs_of(network, state) if spec.num_classes is None else None
     if outputs is not None:
-        network = _create(spec.network, outputs)
+        network = _create(spec.network, outputs, spec.options)
     load_state(network, state, str(path))
     mean, std = _normalisation(spec, network)
     if spec.padding == "same":
@@ -120,8 +146,10 @@ def load_classifier(spec: ClassifierSpec) -> LoadedClassifier:
     return LoadedClassifier(spec, network, mean, std, _last_layer(network)[1])
 
 
-def _create(name: str, classes: int | None) -> nn.Module:
-    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+def _create(name: str, classes: int | None, given: tuple[tuple[str, Any], ...]) -> nn.Module:
+    options: dict[str, Any] = dict(given)
+    if classes is not None:
+        options["num_classes"] = classes
     kind, colon, rest = name.partition(":")
     if kind == "torchvision" and colon:
         require_packages("torchvision's classifiers", "torchvision", extra="train")

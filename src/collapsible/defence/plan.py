@@ -144,7 +144,10 @@ def show_budget(epsilon: float) -> str:
 
 
 def list_jobs(plan: Plan) -> Iterator[Job]:
-    """Clean pictures, then every attack on every classifier bare and, if adaptive, defended."""
+    """Clean pictures, then every attack on every classifier bare and, if adaptive, defended.
+
+    An attack on a bare classifier is tried on that one too, whatever the threats: it is at hand.
+    """
     names = [spec.name for spec in plan.classifiers]
     for name in names:
         yield Job(name, NONE, None, 0.0, tuple((name, defence) for defence in plan.defences))
@@ -153,6 +156,8 @@ def list_jobs(plan: Plan) -> Iterator[Job]:
             for name in names:
                 for through in plan.defences:
                     targets = tuple(_targets(plan, name, through))
+                    if targets and through == NONE and (name, NONE) not in targets:
+                        targets = ((name, NONE), *targets)
                     if targets:
                         yield Job(name, through, attack, epsilon, targets)
 

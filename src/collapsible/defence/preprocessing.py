@@ -16,6 +16,7 @@ from collapsible.defence.preprocessing_scaling import (
     Bits,
     Nearest,
     Resize,
+    list_rgb_weights,
     load_upscaler,
 )
 from collapsible.defence.preprocessing_wavelet import Wavelet
@@ -90,4 +91,4 @@ def _plain() -> dict[str, Callable[[], Stage]]:
 
 def _upscalers() -> list[str]:
     names = {name for pattern in UPSCALERS for name in list_models(pattern)}
-    return sorted(name.replace("_", "-") for name in names)
+    return sorted({name.replace("_", "-") for name in names} | set(list_rgb_weights()))

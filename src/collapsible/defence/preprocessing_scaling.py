@@ -21,6 +21,13 @@ from collapsible.defence.stages import (
 from collapsible.errors import UsageError, WeightsError
 from collapsible.imaging import RGB_TO_YCBCR, YCBCR_OFFSET, YCBCR_TO_RGB, resize
 
+# Networks on RGB for pictures that a classifier sees, short in training: not for people's pictures.
+WEIGHTS = Path(__file__).parent / "weights"
+RGB = "_rgb"
+# A network may look further than this; its own zeros that far outside no longer matter, and the
+# margin is most of the work on small pictures.
+WIDEST_MARGIN = 16
+
 
 class Bits(DifferentiableStage):
     """Round values to ``2**bits`` levels from 0 to 1; the gradient passes (straight through)."""
@@ -90,8 +97,9 @@ def _matrix(length: int, new_length: int) -> NDArray[np.float64]:
 class SuperResolution(DifferentiableStage):
     """Enlarge by a network on RGB, or on luma with bicubic chroma; then clipped.
 
-    The picture is extended by replication by the receptive radius and the result cropped, which is
-    what the shipped graph and its tiles compute, in fp32 and without rounding to 8 bits.
+    The picture is extended by replication by the receptive radius, at most ``WIDEST_MARGIN``, and
+    the result cropped, which is what the shipped graph and its tiles compute, in fp32 and without
+    rounding to 8 bits.
     ``network`` says its ``scale``, ``colour`` and ``receptive_radius`` as SESR and FSRCNN do; it is
     used as it is, with gradients through it and none for its weights.
     """
@@ -127,7 +135,7 @@ class SuperResolution(DifferentiableStage):
         return passing_clamp(F.conv2d(torch.cat([luma, chroma], 1) - offset[:, None, None], back))
 
     def _enlarge(self, x: Tensor) -> Tensor:
-        r, s = self.radius, self.scale
+        r, s = min(self.radius, WIDEST_MARGIN), self.scale
         y = self.network(F.pad(x, (r, r, r, r), mode="replicate"))
         return y[:, :, r * s : y.shape[2] - r * s, r * s : y.shape[3] - r * s]
 
@@ -135,28 +143,42 @@ class SuperResolution(DifferentiableStage):
 def load_upscaler(name: str, weights: str | Path | None = None) -> SuperResolution:
     """The collapsed x2 network of a name, with the shipped weights or those of a file.
 
-    A file's options (colour, activation, expansion) are those of the card beside it, else those
-    with which it fits. Raises ``UnknownNameError``, ``UsageError`` where nothing is shipped and no
-    file is given, ``WeightsError`` where a file does not fit.
+    ``sesr-m5-rgb`` has the weights on RGB that ship with this room; ``sesr-m5`` those on luma that
+    ship for pictures, or where there are none those on RGB. A file's options (colour, activation,
+    expansion) are those of the card beside it, else those with which it fits.
+    Raises ``UnknownNameError``, ``UsageError`` where nothing is shipped and no file is given,
+    ``WeightsError`` where a file does not fit.
     """
     from collapsible.evaluation.networks import load_network
     from collapsible.weights import find_card, list_cards, normalise_name
 
-    key = normalise_name(name)
-    if weights is None:
-        if not any(card.architecture == key and card.scale == 2 for card in list_cards()):
-            shipped = sorted({card.name for card in list_cards() if card.scale == 2})
-            raise UsageError(
-                f"no x2 weights are shipped for {name} (there are for: {', '.join(shipped)}); "
-                f"give a file of them: weights {name}=FILE.safetensors"
-            )
+    asked = normalise_name(name)
+    key = asked.removesuffix(RGB)
+    shown = asked.replace("_", "-")
+    if weights is not None:
+        path = Path(weights)
+        if not path.is_file():
+            raise WeightsError(f"no weights for {name} at {path}")
+        return SuperResolution(_fitting(path, key), shown)
+    if key == asked and any(c.architecture == key and c.scale == 2 for c in list_cards()):
         card = find_card(name, 2)
         network = load_network(card.safetensors_path, key, 2, card.options)
-        return SuperResolution(network, key.replace("_", "-"))
-    path = Path(weights)
+        return SuperResolution(network, shown)
+    path = WEIGHTS / f"{key}{RGB}_x2.safetensors"
     if not path.is_file():
-        raise WeightsError(f"no weights for {name} at {path}")
-    return SuperResolution(_fitting(path, key), key.replace("_", "-"))
+        luma = {card.name for card in list_cards() if card.scale == 2}
+        raise UsageError(
+            f"no x2 weights are shipped for {name} (there are for: "
+            f"{', '.join(sorted(luma | set(list_rgb_weights())))}); "
+            f"give a file of them: weights {name}=FILE.safetensors"
+        )
+    return SuperResolution(_fitting(path, key), shown)
+
+
+def list_rgb_weights() -> list[str]:
+    """Names of the x2 networks on RGB whose weights ship with this room."""
+    names = (path.stem.removesuffix("_x2") for path in WEIGHTS.glob("*.safetensors"))
+    return sorted(name.replace("_", "-") for name in names)
 
 
 def _fitting(path: Path, key: str) -> nn.Module:

@@ -21,7 +21,8 @@ class Cell:
 
     ``threat`` is ``clean``, ``grey-box``, ``adaptive`` or ``transfer``; ``source`` the classifier
     and ``through`` the defence on which the attack was made. ``accuracy`` is None where there is
-    no figure, and ``failure`` says why.
+    no figure, and ``failure`` says why. ``outcome`` has a 1 (right) or 0 for each picture, in the
+    pictures' order, so that cells can be compared picture by picture.
     """
 
     classifier: str
@@ -33,6 +34,7 @@ class Cell:
     through: str
     accuracy: Accuracy | None
     failure: str = ""
+    outcome: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,7 @@ def build_report(
         for classifier, defence in result.job["targets"]:
             cell = _cell(result, classifier, defence)
             cells.append(cell)
-            outcome = result.outcomes.get(target_key(classifier, defence), "")
-            bits.append((cell, [bit == "1" for bit in outcome]))
+            bits.append((cell, [bit == "1" for bit in cell.outcome]))
     headlines = []
     for epsilon in plan.epsilons:
         bare: dict[str, list[bool]] = {}
@@ -179,6 +180,7 @@ def _cell(result: JobResult, classifier: str, defence: str) -> Cell:
         job["through"],
         accuracy,
         result.failure,
+        outcome or "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 
+from collapsible.models.edsr import EDSR
 from collapsible.models.fsrcnn import FSRCNN
 from collapsible.models.ran_e import RanE
 from collapsible.models.ran_i import ConvNeXt
@@ -19,6 +20,7 @@ if find_spec("timm") is not None:
     import collapsible.models.timm_names  # noqa: F401
 
 __all__ = [
+    "EDSR",
     "FSRCNN",
     "SESR",
     "ClassifierCard",

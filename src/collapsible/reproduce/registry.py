@@ -98,6 +98,15 @@ TABLES: tuple[Table, ...] = (
         full="the roofline, and Ethos-U65 and U85 compiled by Vela (needs the edge extra; long)",
         small="the 4-TOP/s roofline",
     ),
+    Table(
+        "defence/robustness",
+        "right answers behind tiny and large super-resolution, under attacks without and with it",
+        "defence_robustness:robustness",
+        full="three classifiers, eleven defences, four budgets (an hour; goes on if killed)",
+        small="ten pictures of 64 pixels, four defences, one budget (a minute)",
+        packages=("torch", "torchvision", "timm", "safetensors", "pywt"),
+        extra="defence",
+    ),
 )
 
 
