@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from collapsible.blocks import CollapsibleConv2d, SameConv2d
+from collapsible.blocks.restructurable import BottleneckConv2d
 
 _BENDS = (nn.PReLU,)
+WIDE = (CollapsibleConv2d, BottleneckConv2d)
+"""Blocks that know their one convolution themselves."""
 
 
 def block_names(network: nn.Module) -> tuple[str, ...]:
     """The paths of the collapsible blocks of a network."""
-    return tuple(n for n, m in network.named_modules() if isinstance(m, CollapsibleConv2d))
+    return tuple(n for n, m in network.named_modules() if isinstance(m, WIDE))
 
 
 def has_only_blocks(network: nn.Module) -> bool:
@@ -65,11 +68,12 @@ def replace_blocks(network: nn.Module, dtype: torch.dtype | None = None) -> nn.M
         result = result.to(dtype)
     for name in block_names(result):
         block = result.get_submodule(name)
-        assert isinstance(block, CollapsibleConv2d)
+        assert isinstance(block, WIDE)
+        small = block.narrow() if isinstance(block, BottleneckConv2d) else _narrow(block)
         if name == "":
-            return _narrow(block)
+            return small
         parent, _, child = name.rpartition(".")
-        setattr(result.get_submodule(parent), child, _narrow(block))
+        setattr(result.get_submodule(parent), child, small)
     return result
 
 
@@ -82,10 +86,20 @@ def expand_blocks(network: nn.Module, dtype: torch.dtype) -> nn.Module:
     return result
 
 
-def block_macs(block: CollapsibleConv2d, output: Tensor) -> tuple[int, int]:
-    """MACs of a block for one example, wide and narrow, at the size of its output."""
+def block_macs(block: nn.Module, inputs: Tensor, output: Tensor) -> tuple[int, int]:
+    """MACs of a block for one example, wide and narrow."""
     pixels = output.shape[-2] * output.shape[-1]
-    wide = [block.squeeze_weight, block.expand_weight, block.project_weight]
+    if isinstance(block, BottleneckConv2d):
+        first, second, third = block.expand, block.depthwise, block.project
+        padding = first.padding
+        assert not isinstance(padding, str)
+        before = (inputs.shape[-2] + 2 * padding[0]) * (inputs.shape[-1] + 2 * padding[1])
+        wide = before * first.weight.numel()
+        wide += pixels * (second.weight.numel() + third.weight.numel())
+        taps = second.kernel_size[0] * second.kernel_size[1]
+        return wide, pixels * taps * first.in_channels * third.out_channels
+    assert isinstance(block, CollapsibleConv2d)
+    layers = [block.squeeze_weight, block.expand_weight, block.project_weight]
     taps = block.kernel_size[0] * block.kernel_size[1]
     narrow = block.out_channels * (block.in_channels // block.groups) * taps
-    return pixels * sum(w.numel() for w in wide if w is not None), pixels * narrow
+    return pixels * sum(w.numel() for w in layers if w is not None), pixels * narrow

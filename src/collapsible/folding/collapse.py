@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from collapsible.blocks import CollapsibleConv2d
 from collapsible.errors import CollapsibleError, UsageError
 from collapsible.folding.blocks import (
+    WIDE,
     block_macs,
     block_names,
     expand_blocks,
@@ -46,8 +47,9 @@ def collapse(
 ) -> tuple[nn.Module, CollapseReport]:
     """The deployed form of a network: linear neighbours merged, nothing else changed.
 
-    Returns a new network in evaluation mode (the given one is untouched) and a report. Where all
-    weights lie in ``CollapsibleConv2d`` blocks the result is of the same class, each block one
+    Returns a new network in evaluation mode (the given one is untouched) and a report. Blocks that
+    are one convolution trained wide (``CollapsibleConv2d``, ``BottleneckConv2d``) become it. Where
+    all weights lie in ``CollapsibleConv2d`` blocks the result is of the same class, each block one
     small convolution; otherwise it is a ``torch.fx.GraphModule`` with the layers' old paths.
 
     Merged, where one operation equals the two or more on every pixel, borders included:
@@ -142,15 +144,15 @@ def _block_sizes(wide: nn.Module, inputs: Inputs) -> tuple[Size, Size]:
     """Layers and MACs of the wide and of the narrow form."""
     before, after = [0, 0], [0, 0]
 
-    def count(block: nn.Module, _: object, output: Tensor) -> None:
-        assert isinstance(block, CollapsibleConv2d)
-        expanded, narrow = block_macs(block, output)
-        before[0] += 2 + (block.squeeze is not None)
+    def count(block: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        expanded, narrow = block_macs(block, given[0], output)
+        squeezed = isinstance(block, CollapsibleConv2d) and block.squeeze is None
+        before[0] += 2 if squeezed else 3
         before[1] += expanded
         after[0] += 1
         after[1] += narrow
 
-    blocks = [m for m in wide.modules() if isinstance(m, CollapsibleConv2d)]
+    blocks = [m for m in wide.modules() if isinstance(m, WIDE)]
     hooks = [block.register_forward_hook(count) for block in blocks]
     wide(*inputs)
     for hook in hooks:

@@ -1,0 +1,244 @@
+"""Inverted bottlenecks that can do without their inner activations (RAN-e, arXiv 2208.08562).
+
+Without them the bottleneck is linear. It is then trained wide, as three layers with batch norms,
+and folds into one dense convolution; one non-linearity is kept, in front:
+
+    dense form:  act -> 1x1, norm -> depthwise kxk, norm -> 1x1, norm            (+ x)
+    collapsed:   act -> dense kxk                                                (+ x)
+
+The dense form pads *before* the first 1x1. A bottleneck pads between the two, where the first
+norm's shift has gone already, and no single convolution equals that at the borders.
+
+On the way from one form to the other each activation is a mixture of itself and the identity with
+a learned coefficient (Layer Folding, arXiv 2106.09309; DepthShrinker, arXiv 2206.00843). Here one
+coefficient g serves all of a block, the activation in front included, so that g = 1 is the
+bottleneck and g = 0 the dense form but for the padding.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from collapsible.algebra import compose, fold_batch_norm
+from collapsible.errors import UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class BottleneckParts:
+    """The layers of an inverted bottleneck in their order; a norm may be ``nn.Identity``.
+
+    ``drop`` is what stands before the residual's sum (stochastic depth), or an identity.
+    """
+
+    expand: nn.Conv2d
+    norm1: nn.Module
+    act1: nn.Module
+    depthwise: nn.Conv2d
+    norm2: nn.Module
+    act2: nn.Module
+    project: nn.Conv2d
+    norm3: nn.Module
+    residual: bool
+    drop: nn.Module
+
+    def copies(self) -> BottleneckParts:
+        """The same layers, copied, with no activation working in place."""
+        fields = {name: copy.deepcopy(value) for name, value in vars(self).items()}
+        for name in ("act1", "act2"):
+            if getattr(fields[name], "inplace", False):
+                fields[name].inplace = False
+        return BottleneckParts(**fields)
+
+
+def front_activation(act: nn.Module, channels: int) -> nn.Module:
+    """A copy of an inner activation for the block's input, which has other channels."""
+    if isinstance(act, nn.PReLU) and act.num_parameters > 1:
+        made = nn.PReLU(channels).to(act.weight)
+        with torch.no_grad():
+            made.weight.fill_(float(act.weight.mean()))
+        return made
+    return copy.deepcopy(act)
+
+
+def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Kernel and bias of a convolution and its norm's evaluation form, in float64."""
+    kernel = conv.weight.detach().double()
+    bias = None if conv.bias is None else conv.bias.detach().double()
+    if isinstance(norm, nn.Identity):
+        return kernel, kernel.new_zeros(len(kernel)) if bias is None else bias
+    if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+        raise UsageError(f"{type(norm).__name__} without running statistics cannot be folded")
+    assert norm.running_var is not None
+    return fold_batch_norm(
+        kernel,
+        bias,
+        mean=norm.running_mean.double(),
+        variance=norm.running_var.double(),
+        weight=None if norm.weight is None else norm.weight.detach().double(),
+        shift=None if norm.bias is None else norm.bias.detach().double(),
+        epsilon=norm.eps,
+    )
+
+
+class BottleneckConv2d(nn.Module):
+    """A convolution trained as 1x1, norm, depthwise kxk, norm, 1x1, norm; all padding in front.
+
+    [N, inputs, H, W] to [N, outputs, H', W'] as the depthwise layer's stride has it. ``narrow()``
+    is the one dense convolution that equals its evaluation form, borders included: with P, D, E
+    the projection, depthwise and expansion kernels (norms folded in), W[o, i, :, :] = sum over h of
+    P[o, h] D[h, :, :] E[h, i].
+    """
+
+    def __init__(self, parts: BottleneckParts) -> None:
+        super().__init__()
+        parts = parts.copies()
+        self.expand, self.depthwise, self.project = parts.expand, parts.depthwise, parts.project
+        self.norm1, self.norm2, self.norm3 = parts.norm1, parts.norm2, parts.norm3
+        if isinstance(self.depthwise.padding, str):
+            raise UsageError(f"padding={self.depthwise.padding!r}: give it in pixels")
+        self.expand.padding, self.depthwise.padding = self.depthwise.padding, (0, 0)
+        # torch keeps a second copy of the padding, for modes other than zeros.
+        for conv in (self.expand, self.depthwise):
+            high, wide = conv.padding
+            assert isinstance(high, int) and isinstance(wide, int)
+            conv._reversed_padding_repeated_twice = [wide, wide, high, high]
+
+    @torch.no_grad()
+    def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Kernel [outputs, inputs, k, k] and bias [outputs] of the evaluation form, float64."""
+        first, first_bias = _folded(self.expand, self.norm1)
+        second, second_bias = _folded(self.depthwise, self.norm2)
+        third, third_bias = _folded(self.project, self.norm3)
+        kernel, bias, groups = compose(
+            first,
+            second,
+            first_bias=first_bias,
+            second_bias=second_bias,
+            second_groups=self.depthwise.groups,
+        )
+        kernel, bias, _ = compose(
+            kernel, third, first_bias=bias, second_bias=third_bias, first_groups=groups
+        )
+        assert bias is not None
+        return kernel, bias
+
+    def narrow(self) -> nn.Conv2d:
+        """The dense convolution, of the block's own dtype and device, rounded once."""
+        kernel, bias = self.kernel_and_bias()
+        weight, wide = self.project.weight, self.depthwise
+        size, padding = wide.kernel_size, self.expand.padding
+        assert not isinstance(padding, str)
+        conv = nn.Conv2d(
+            self.expand.in_channels,
+            self.project.out_channels,
+            (size[0], size[1]),
+            (wide.stride[0], wide.stride[1]),
+            (padding[0], padding[1]),
+            (wide.dilation[0], wide.dilation[1]),
+        )
+        conv = conv.to(device=weight.device, dtype=weight.dtype)
+        with torch.no_grad():
+            conv.weight.copy_(kernel)
+            assert conv.bias is not None
+            conv.bias.copy_(bias)
+        conv.requires_grad_(weight.requires_grad)
+        return conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(self.expand(x))
+        y = self.norm2(self.depthwise(y))
+        return self.norm3(self.project(y))
+
+
+class PreactivatedBottleneck(nn.Module):
+    """The dense form: one activation, then a linear bottleneck; ``collapse`` makes it one conv.
+
+    Shapes and residual as those of the bottleneck whose parts it is made of (which are copied).
+    """
+
+    def __init__(self, parts: BottleneckParts) -> None:
+        super().__init__()
+        parts = parts.copies()
+        self.act = front_activation(parts.act1, parts.expand.in_channels)
+        self.conv: nn.Module = BottleneckConv2d(parts)
+        self.drop, self.residual = parts.drop, parts.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(self.act(x))
+        return x + self.drop(y) if self.residual else y
+
+
+class GatedBottleneck(nn.Module):
+    """A bottleneck between its two forms: every activation is g act + (1 - g) identity.
+
+    In front it is the other way round. g = sigmoid(``speed`` * ``logit``); ``speed`` makes the
+    coefficient move faster than the weights under the optimiser's one learning rate. Starts at
+    ``start``, in (0, 1).
+    """
+
+    def __init__(self, parts: BottleneckParts, *, start: float = 0.95, speed: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < start < 1 or speed <= 0:
+            raise UsageError(f"start={start} must lie in (0, 1) and speed={speed} be above 0")
+        parts = parts.copies()
+        self.expand, self.norm1, self.act1 = parts.expand, parts.norm1, parts.act1
+        self.depthwise, self.norm2, self.act2 = parts.depthwise, parts.norm2, parts.act2
+        self.project, self.norm3, self.drop = parts.project, parts.norm3, parts.drop
+        self.front = front_activation(parts.act1, parts.expand.in_channels)
+        self.residual, self.speed = parts.residual, speed
+        self.logit = nn.Parameter(torch.tensor(start).logit() / speed)
+        self.forced: float | None = None
+
+    @property
+    def gate(self) -> Tensor:
+        """The coefficient g, a number in [0, 1]: 1 keeps the bottleneck."""
+        if self.forced is not None:
+            return self.logit.new_tensor(self.forced)
+        return torch.sigmoid(self.speed * self.logit)
+
+    def parts(self) -> BottleneckParts:
+        """The layers as they are now, not copied."""
+        return BottleneckParts(
+            self.expand,
+            self.norm1,
+            self.act1,
+            self.depthwise,
+            self.norm2,
+            self.act2,
+            self.project,
+            self.norm3,
+            self.residual,
+            self.drop,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.gate.to(x.dtype)
+        y = torch.lerp(self.front(x), x, g)
+        y = self.norm1(self.expand(y))
+        y = torch.lerp(y, self.act1(y), g)
+        y = self.norm2(self.depthwise(y))
+        y = torch.lerp(y, self.act2(y), g)
+        y = self.norm3(self.project(y))
+        return x + self.drop(y) if self.residual else y
+
+
+class KeptBottleneck(nn.Module):
+    """The bottleneck itself, from its parts (which are copied)."""
+
+    def __init__(self, parts: BottleneckParts) -> None:
+        super().__init__()
+        parts = parts.copies()
+        self.expand, self.norm1, self.act1 = parts.expand, parts.norm1, parts.act1
+        self.depthwise, self.norm2, self.act2 = parts.depthwise, parts.norm2, parts.act2
+        self.project, self.norm3, self.drop = parts.project, parts.norm3, parts.drop
+        self.residual = parts.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act1(self.norm1(self.expand(x)))
+        y = self.act2(self.norm2(self.depthwise(y)))
+        y = self.norm3(self.project(y))
+        return x + self.drop(y) if self.residual else y

@@ -1,0 +1,257 @@
+"""The plan: which blocks stay and which turn dense, as a TOML file that a person can edit."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from collapsible.blocks.restructurable import PreactivatedBottleneck
+from collapsible.errors import UnknownNameError, UsageError
+from collapsible.imaging import atomic_write
+from collapsible.search.inverted import Bottleneck, require_bottlenecks
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+FORMS = ("keep", "dense")
+
+
+class PlanError(UsageError):
+    """A plan that cannot be read, or that does not fit the network."""
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """What becomes of one block.
+
+    ``form`` is ``keep`` or ``dense``. ``keep_ms`` and ``dense_ms`` are its latencies in both
+    forms on the plan's target (``dense_ms`` is not there where the target does not run that form).
+    ``importance`` is how much the loss rose when this block alone was dense at the search's end
+    (0 where nothing was searched), ``gate`` the learned coefficient (1 keeps).
+    """
+
+    name: str
+    form: str
+    shape: str
+    keep_ms: float
+    dense_ms: float | None = None
+    importance: float = 0.0
+    gate: float = 1.0
+
+    @property
+    def ms(self) -> float:
+        """The latency of the planned form."""
+        return self.keep_ms if self.form == "keep" or self.dense_ms is None else self.dense_ms
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Blocks in the network's order, and what their latencies are of and by.
+
+    ``rest_ms`` is the rest of the network: the whole network's latency less its blocks'.
+    ``input_size`` is (batch, channels, height, width), ``source`` how the latencies were got.
+    """
+
+    network: str
+    target: str
+    input_size: tuple[int, ...]
+    source: str
+    rest_ms: float
+    budget_ms: float
+    blocks: tuple[PlannedBlock, ...]
+
+    @property
+    def before_ms(self) -> float:
+        """The sum with every block kept."""
+        return self.rest_ms + sum(block.keep_ms for block in self.blocks)
+
+    @property
+    def after_ms(self) -> float:
+        """The sum with every block as planned."""
+        return self.rest_ms + sum(block.ms for block in self.blocks)
+
+    @property
+    def dense(self) -> tuple[str, ...]:
+        """The names of the blocks that turn dense."""
+        return tuple(block.name for block in self.blocks if block.form == "dense")
+
+    def change(self, **forms: str) -> Plan:
+        """The same plan with other forms, by block name with ``.`` as ``__``."""
+        return self.with_forms({name.replace("__", "."): form for name, form in forms.items()})
+
+    def with_forms(self, forms: dict[str, str]) -> Plan:
+        """The same plan with the given blocks' forms; raises ``UnknownNameError`` for others."""
+        known = [block.name for block in self.blocks]
+        for name in forms:
+            if name not in known:
+                raise UnknownNameError("block", name, known)
+        blocks = tuple(
+            dataclasses.replace(b, form=forms.get(b.name, b.form)) for b in self.blocks
+        )
+        plan = dataclasses.replace(self, blocks=blocks)
+        _check(plan, "the plan")
+        return plan
+
+    def json(self) -> str:
+        """The plan as a JSON object, with its sums."""
+        sums = {"before_ms": self.before_ms, "after_ms": self.after_ms, "dense": self.dense}
+        return json.dumps({**asdict(self), **sums}, indent=2)
+
+    def table(self) -> str:
+        """The plan as lines of text for people."""
+        width = max(len("rest"), *(len(block.name) for block in self.blocks))
+        shape = max(len(block.shape) for block in self.blocks)
+        lines = [f"{'block':<{width}}  form   {'shape':<{shape}}  keep ms  dense ms  importance"]
+        for b in self.blocks:
+            dense = "  no form" if b.dense_ms is None else f"{b.dense_ms:9.4f}"
+            lines.append(
+                f"{b.name:<{width}}  {b.form:<5}  {b.shape:<{shape}}  "
+                f"{b.keep_ms:7.4f} {dense}  {b.importance:10.5f}"
+            )
+        lines.append(f"{'rest':<{width}}         {'':<{shape}}  {self.rest_ms:7.4f}")
+        lines.append(
+            f"{len(self.dense)} of {len(self.blocks)} blocks dense: {self.before_ms:.4f} ms -> "
+            f"{self.after_ms:.4f} ms, budget {self.budget_ms:.4f} ms ({self.source})"
+        )
+        return "\n".join(lines)
+
+
+_HEAD = """\
+# What becomes of each block. Edit `form` ("keep" or "dense") and give the file to
+# `collapsible search ran-e` again with --plan. Latencies are in milliseconds on the target;
+# importance is the rise of the loss when that block alone was dense.
+"""
+
+
+def write_plan(plan: Plan, path: str | Path) -> None:
+    """Write a plan as TOML: whole, or not at all."""
+    lines = [_HEAD, f"# {plan.before_ms:.4f} ms with every block kept, {plan.after_ms:.4f} ms as"]
+    lines[-1] += " planned when this was written"
+    table = {key: value for key, value in asdict(plan).items() if key != "blocks"}
+    lines += [f"{key} = {_toml(value)}" for key, value in table.items()]
+    for block in plan.blocks:
+        lines += ["", "[[blocks]]"]
+        lines += [f"{k} = {_toml(v)}" for k, v in asdict(block).items() if v is not None]
+    with atomic_write(Path(path)) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+
+
+def _toml(value: Any) -> str:
+    # JSON's texts, numbers and lists are TOML's too, but for control characters it escapes alike.
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan; raises ``PlanError`` that names the key and what it takes."""
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read plan {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path} is not a TOML plan: {error}") from error
+    blocks = table.pop("blocks", [])
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(b, dict) for b in blocks):
+        raise PlanError(f"{path}: [[blocks]] tables are needed, one a block")
+    size = table.get("input_size")
+    if isinstance(size, list) and all(type(number) is int for number in size):
+        table["input_size"] = tuple(size)
+    made = tuple(
+        _record(PlannedBlock, block, f"{path}: block {number + 1}: ")
+        for number, block in enumerate(blocks)
+    )
+    plan: Plan = _record(Plan, {**table, "blocks": made}, f"{path}: ")
+    _check(plan, str(path))
+    return plan
+
+
+_KINDS = {"str": str, "float": float, "float | None": float, "tuple[int, ...]": tuple}
+
+
+def _record(kind: Any, table: dict[str, Any], where: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key, value in table.items():
+        if key not in fields:
+            raise PlanError(f"{where}{UnknownNameError('key', key, fields)}")
+        wanted = _KINDS.get(str(fields[key].type), object)
+        if wanted is float and type(value) is int:
+            table = {**table, key: float(value)}
+        elif not isinstance(value, wanted):
+            raise PlanError(f"{where}{key} = {value!r}: expected {wanted.__name__}")
+        if wanted is float and not math.isfinite(value):
+            raise PlanError(f"{where}{key} = {value!r}: expected a finite number")
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in table:
+            raise PlanError(f"{where}missing key {name}")
+    return kind(**table)
+
+
+def _check(plan: Plan, where: str) -> None:
+    names = [block.name for block in plan.blocks]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise PlanError(f"{where}: block {twice} stands there twice")
+    for block in plan.blocks:
+        if block.form not in FORMS:
+            raise PlanError(
+                f"{where}: block {block.name}: {UnknownNameError('form', block.form, FORMS)}"
+            )
+
+
+def check_plan(plan: Plan, network: nn.Module) -> tuple[Bottleneck, ...]:
+    """The network's blocks, in the plan's order.
+
+    Raises ``PlanError`` for blocks that the network has not, or of another shape, or that the plan
+    leaves out.
+    """
+    found = {block.name: block for block in require_bottlenecks(network)}
+    for planned in plan.blocks:
+        if planned.name not in found:
+            raise PlanError(
+                f"the plan is of another network: {UnknownNameError('block', planned.name, found)}"
+            )
+        shape = found[planned.name].shape
+        if shape != planned.shape:
+            raise PlanError(
+                f"the plan is of another network: block {planned.name} is {shape}, "
+                f"the plan says {planned.shape}"
+            )
+    missing = [name for name in found if name not in {block.name for block in plan.blocks}]
+    if missing:
+        raise PlanError(f"the plan says nothing of block {missing[0]} ({len(missing)} missing)")
+    return tuple(found[planned.name] for planned in plan.blocks)
+
+
+def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
+    """A copy of the network with the planned blocks in their dense form, still wide.
+
+    Everything else, weights included, is as it was. The dense form has the block's own layers with
+    one activation in front; it is another function, to be trained on, and ``collapse`` folds it.
+    Raises ``PlanError`` for a plan that does not fit.
+    """
+    result = copy.deepcopy(network)
+    blocks = {block.name: block for block in check_plan(plan, result)}
+    return replace_modules(
+        result, {name: PreactivatedBottleneck(blocks[name].parts) for name in plan.dense}
+    )
+
+
+def replace_modules(network: nn.Module, modules: dict[str, nn.Module]) -> nn.Module:
+    """Put modules in the places of others, in place; the network itself where the name is empty."""
+    if "" in modules:
+        return modules[""].train(network.training)
+    for name, module in modules.items():
+        parent, _, child = name.rpartition(".")
+        old = network.get_submodule(name)
+        setattr(network.get_submodule(parent), child, module.train(old.training))
+    return network

@@ -1,0 +1,224 @@
+"""Finding inverted bottlenecks, and their dense form against torch's own convolution."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from collapsible.blocks.inverted_bottleneck import InvertedBottleneck
+from collapsible.blocks.restructurable import GatedBottleneck, PreactivatedBottleneck
+from collapsible.errors import UsageError
+from collapsible.folding import collapse
+from collapsible.models import create_model
+from collapsible.search.inverted import find_bottlenecks, read_bottleneck, require_bottlenecks
+
+EXACT = 1e-9
+
+
+def randomise(module: nn.Module, seed: int) -> nn.Module:
+    """Weights of unit scale and batch norms with random statistics, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(like: Tensor, low: float, high: float) -> Tensor:
+        return torch.rand(like.shape, generator=generator, dtype=torch.float64) * (high - low) + low
+
+    module = module.double().eval()
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan = layer.weight[0].numel() ** 0.5
+            layer.weight.data = draw(layer.weight, -1.7, 1.7) / fan
+            if layer.bias is not None:
+                layer.bias.data = draw(layer.bias, -1, 1)
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.weight.data = draw(layer.weight, -1.5, 1.5)
+            layer.bias.data = draw(layer.bias, -1, 1)
+            layer.running_mean = draw(layer.running_mean, -1, 1)
+            layer.running_var = draw(layer.running_var, 0.3, 2)
+    return module
+
+
+def picture(channels: int, height: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
+
+
+blocks = st.builds(
+    dict,
+    inputs=st.integers(2, 6),
+    outputs=st.integers(1, 6),
+    kernel=st.sampled_from((3, 5, 7)),
+    stride=st.integers(1, 3),
+    expansion=st.sampled_from((1, 2, 4, 6)),
+    act=st.sampled_from(("h_swish", "relu6", "relu")),
+    residual=st.booleans(),
+    seed=st.integers(0, 2**16),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    biases=st.booleans(),
+    norms=st.sampled_from((0, 1, 2, 3)),
+)
+
+
+def build(spec: dict, same: bool) -> InvertedBottleneck:
+    keys = ("inputs", "outputs", "kernel", "stride", "expansion", "act", "residual")
+    given = {key: spec[key] for key in keys}
+    if same:
+        given |= {"outputs": spec["inputs"], "stride": 1, "residual": True}
+    block = InvertedBottleneck(**given)
+    if spec["norms"]:  # one of the three norms is not there
+        setattr(block, f"norm{spec['norms']}", nn.Identity())
+    if spec["biases"]:
+        for name in ("expand", "depthwise", "project"):
+            old = getattr(block, name)
+            new = nn.Conv2d(
+                old.in_channels,
+                old.out_channels,
+                old.kernel_size,
+                old.stride,
+                old.padding,
+                groups=old.groups,
+            )
+            setattr(block, name, new)
+    randomise(block, spec["seed"])
+    return block
+
+
+@settings(max_examples=60, deadline=None)
+@given(spec=blocks, same=st.booleans())
+def test_the_dense_form_collapses_exactly_borders_included(spec: dict, same: bool) -> None:
+    parts = read_bottleneck(build(spec, same))
+    dense = PreactivatedBottleneck(parts).eval()
+    x = picture(spec["inputs"], spec["height"], spec["width"])
+    narrow, report = collapse(dense, probe=x)
+    with torch.no_grad():
+        assert float((narrow(x) - dense(x)).abs().max()) < EXACT
+    convs = [m for m in narrow.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convs) == 1
+    assert convs[0].kernel_size == (spec["kernel"], spec["kernel"])
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in narrow.modules())
+    assert report.max_error_float64 < EXACT
+    # The formula of the paper, by torch alone: padding once, in front.
+    act, norm = parts.act1, [parts.norm1, parts.norm2, parts.norm3]
+    with torch.no_grad():
+        y = F.pad(act(x), (spec["kernel"] // 2,) * 4)
+        y = norm[0](F.conv2d(y, parts.expand.weight, parts.expand.bias))
+        wide = parts.depthwise
+        y = F.conv2d(y, wide.weight, wide.bias, wide.stride, groups=wide.groups)
+        y = norm[2](F.conv2d(norm[1](y), parts.project.weight, parts.project.bias))
+        assert float((narrow(x) - (x + y if parts.residual else y)).abs().max()) < EXACT
+
+
+@settings(max_examples=40, deadline=None)
+@given(spec=blocks, same=st.booleans(), shifted=st.booleans())
+def test_padding_inside_is_merged_exactly_or_refused_with_a_reason(
+    spec: dict, same: bool, shifted: bool
+) -> None:
+    """The bottleneck as it is, its activations gone: the first norm's shift decides."""
+    block = build(spec, same)
+    block.act1, block.act2 = nn.Identity(), nn.Identity()
+    if not shifted:
+        if isinstance(block.norm1, nn.BatchNorm2d):
+            block.norm1.running_mean.zero_()
+            nn.init.zeros_(block.norm1.bias)
+        if block.expand.bias is not None:
+            nn.init.zeros_(block.expand.bias)
+    x = picture(spec["inputs"], spec["height"], spec["width"])
+    narrow, report = collapse(block, probe=x, policy="always")
+    with torch.no_grad():
+        assert float((narrow(x) - block(x)).abs().max()) < EXACT
+    merged = sum(isinstance(m, nn.Conv2d) for m in narrow.modules()) == 1
+    assert merged or any("padding" in entry.reason for entry in report.left)
+    if not shifted:
+        assert merged
+
+
+def test_the_gate_reaches_both_forms() -> None:
+    block = randomise(InvertedBottleneck(4, 4, kernel=3), 3)
+    parts, x = read_bottleneck(block), picture(4, 9, 9)
+    gated = GatedBottleneck(parts).eval()
+    gated.forced = 1.0
+    with torch.no_grad():
+        torch.testing.assert_close(gated(x), block(x), rtol=0, atol=1e-12)
+        gated.forced = 0.0
+        found, dense = gated(x), PreactivatedBottleneck(parts).eval()(x)
+    # Only the padding has another place, so one pixel at each side differs.
+    inner = (..., slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(found[inner], dense[inner], rtol=0, atol=1e-12)
+    assert not torch.allclose(found, dense)
+
+
+def test_the_gate_learns_and_starts_where_it_is_told() -> None:
+    gated = GatedBottleneck(read_bottleneck(InvertedBottleneck(3, 3)), start=0.8, speed=5.0)
+    assert float(gated.gate.detach()) == pytest.approx(0.8)
+    gated(torch.randn(2, 3, 6, 6)).square().mean().backward()
+    assert gated.logit.grad is not None
+    assert float(gated.logit.grad) != 0
+    with pytest.raises(UsageError, match="start=1"):
+        GatedBottleneck(read_bottleneck(InvertedBottleneck(3, 3)), start=1.0)
+
+
+@pytest.mark.parametrize(
+    ("build_network", "count", "first"),
+    [  # counts from the architectures' own tables: MobileNetV2's 17 blocks less the first, ...
+        (lambda: timm.create_model("efficientnet_lite0"), 15, "blocks.1.0"),
+        (lambda: timm.create_model("mobilenetv2_100"), 16, "blocks.1.0"),
+        (lambda: torchvision.models.mobilenet_v2(), 16, "features.2.conv"),
+        (lambda: create_model("ran_e_base"), 17, "stages.0.0"),
+    ],
+)
+def test_every_bottleneck_is_found(build_network, count, first) -> None:
+    network = build_network()
+    found, passed = find_bottlenecks(network)
+    assert len(found) == count
+    assert found[0].name == first
+    assert len(passed) == 1  # the separable block of the stem, or the depthwise pooling
+    layers = set(network.modules())
+    assert all(b.parts.expand in layers and b.parts.project in layers for b in found)
+    residual = [b for b in found if b.parts.residual]
+    assert residual
+    assert all(b.parts.expand.in_channels == b.parts.project.out_channels for b in residual)
+
+
+def test_squeeze_and_excitation_is_no_candidate_and_the_reason_is_given() -> None:
+    network = timm.create_model("mobilenetv3_large_100")
+    found, passed = find_bottlenecks(network)
+    names = {b.name for b in found}
+    squeezed = {n for n, m in network.named_modules() if n.endswith(".se") and list(m.children())}
+    assert squeezed
+    assert not {n.removesuffix(".se") for n in squeezed} & names
+    reasons = {p.name.rpartition(".")[0]: p.reason for p in passed}
+    assert all("content" in reasons[n.removesuffix(".se")] for n in squeezed)
+    assert len(found) == 15 - 1 - len(squeezed)
+
+
+class _Twice(nn.Module):
+    """Two uses of the input, so no chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = InvertedBottleneck(4, 4)
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block.act1(self.block.norm1(self.block.expand(x)))
+        y = self.block.norm2(self.block.depthwise(y)) * self.gain
+        return self.block.project(self.block.act2(y))
+
+
+def test_a_module_that_uses_its_layers_otherwise_is_no_bottleneck() -> None:
+    with pytest.raises(Exception, match="no layer"):
+        read_bottleneck(_Twice())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_a_network_without_any_is_told_what_was_looked_for(name) -> None:
+    with pytest.raises(UsageError, match="1x1 convolution, activation, depthwise") as error:
+        require_bottlenecks(timm.create_model(name))
+    assert type(error.value) is UsageError
+    assert "\n" not in str(error.value)
