@@ -104,7 +104,8 @@ class BottleneckConv2d(nn.Module):
         # torch keeps a second copy of the padding, for modes other than zeros.
         for conv in (self.expand, self.depthwise):
             high, wide = conv.padding
-            assert isinstance(high, int) and isinstance(wide, int)
+            assert isinstance(high, int)
+            assert isinstance(wide, int)
             conv._reversed_padding_repeated_twice = [wide, wide, high, high]
 
     @torch.no_grad()
@@ -198,7 +199,10 @@ class GatedBottleneck(nn.Module):
         """The coefficient g, a number in [0, 1]: 1 keeps the bottleneck."""
         if self.forced is not None:
             return self.logit.new_tensor(self.forced)
-        return torch.sigmoid(self.speed * self.logit)
+        # Adam takes the size out of a gradient, but clipping by the norm of all of them does not:
+        # the factor acts on the value alone.
+        fast = self.speed * self.logit.detach() + (self.logit - self.logit.detach())
+        return torch.sigmoid(fast)
 
     def parts(self) -> BottleneckParts:
         """The layers as they are now, not copied."""
@@ -216,14 +220,19 @@ class GatedBottleneck(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        g = self.gate.to(x.dtype)
-        y = torch.lerp(self.front(x), x, g)
+        g = self.gate
+        y = _mix(self.front(x), x, g)
         y = self.norm1(self.expand(y))
-        y = torch.lerp(y, self.act1(y), g)
+        y = _mix(y, self.act1(y), g)
         y = self.norm2(self.depthwise(y))
-        y = torch.lerp(y, self.act2(y), g)
+        y = _mix(y, self.act2(y), g)
         y = self.norm3(self.project(y))
         return x + self.drop(y) if self.residual else y
+
+
+def _mix(linear: Tensor, bent: Tensor, g: Tensor) -> Tensor:
+    # Not lerp: a number without axes takes on the maps' type under autocast.
+    return linear + g * (bent - linear)
 
 
 class KeptBottleneck(nn.Module):

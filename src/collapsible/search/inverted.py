@@ -71,7 +71,7 @@ class PassedOver:
     reason: str
 
 
-class _Unlike(Exception):
+class UnlikeError(Exception):
     """This module is no inverted bottleneck; the message says what is different."""
 
 
@@ -101,7 +101,7 @@ def find_bottlenecks(network: nn.Module) -> tuple[tuple[Bottleneck, ...], tuple[
             continue
         try:
             parts = read_bottleneck(module)
-        except _Unlike as reason:
+        except UnlikeError as reason:
             place = next(n for n, m in network.named_modules() if m is depthwise[0])
             # The outermost module of one depthwise convolution says most.
             reasons.setdefault(place, str(reason))
@@ -121,7 +121,7 @@ def _innermost(found: Bottleneck, module: nn.Module) -> Bottleneck:
     for name, child in module.named_children():
         try:
             parts = read_bottleneck(child)
-        except _Unlike:
+        except UnlikeError:
             continue
         if parts.residual == found.parts.residual:
             return _innermost(Bottleneck(f"{found.name}.{name}".lstrip("."), parts), child)
@@ -150,10 +150,10 @@ def _is_depthwise(module: nn.Module) -> bool:
 
 
 def read_bottleneck(module: nn.Module) -> BottleneckParts:
-    """A module's layers if it is an inverted bottleneck; raises ``_Unlike`` if it is not."""
+    """A module's layers if it is an inverted bottleneck; raises ``UnlikeError`` if it is not."""
     squeezes = [type(m).__name__ for m in module.modules() if type(m).__name__ in _SQUEEZES]
     if squeezes:
-        raise _Unlike(
+        raise UnlikeError(
             f"{squeezes[0]} inside: it scales channels by the picture's own content, so the block "
             "is not linear without its activations"
         )
@@ -161,7 +161,7 @@ def read_bottleneck(module: nn.Module) -> BottleneckParts:
         graph = _Tracer().trace(module)
     except Exception as error:  # whatever a module's own code raises on a symbolic value
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise _Unlike(f"{type(module).__name__} cannot be traced: {text}") from error
+        raise UnlikeError(f"{type(module).__name__} cannot be traced: {text}") from error
     layers, residual = _line_up(module, graph)
     return _assign(layers, residual)
 
@@ -171,27 +171,27 @@ def _line_up(module: nn.Module, graph: fx.Graph) -> tuple[list[nn.Module], bool]
     nodes = [n for n in graph.nodes if not (n.op == "call_function" and n.target is torch._assert)]
     inputs = [n for n in nodes if n.op == "placeholder" and n.users]
     if len(inputs) != 1:
-        raise _Unlike(f"{type(module).__name__} takes {len(inputs)} inputs")
+        raise UnlikeError(f"{type(module).__name__} takes {len(inputs)} inputs")
     value, layers, residual = inputs[0], [], False
     while True:
         users = [n for n in value.users if n in nodes]
         if any(n.op == "output" for n in users):
             return layers, residual
         if residual:
-            raise _Unlike("something follows the residual's sum")
+            raise UnlikeError("something follows the residual's sum")
         following = [n for n in users if not _is_sum(n, inputs[0])] if layers else users
         following = following or users
         if value is inputs[0]:
             following = [n for n in users if not _is_sum(n, value)]
         if len(following) != 1:
-            raise _Unlike(f"{_describe(module, value)} goes to {len(following)} places")
+            raise UnlikeError(f"{_describe(module, value)} goes to {len(following)} places")
         (node,) = following
         if _is_sum(node, inputs[0]):
             residual = True
         elif node.op == "call_module":
             layers.append(module.get_submodule(str(node.target)))
         else:
-            raise _Unlike(f"{node.target} after {_describe(module, value)} is no layer")
+            raise UnlikeError(f"{node.target} after {_describe(module, value)} is no layer")
         value = node
 
 
@@ -228,7 +228,7 @@ def _plain_norm(layer: nn.BatchNorm2d) -> nn.BatchNorm2d:
     """torch's own batch norm that shares the parameters and statistics of another class."""
     drop = getattr(layer, "drop", None)
     if isinstance(drop, nn.Module) and not isinstance(drop, nn.Identity):
-        raise _Unlike(f"{type(drop).__name__} inside a norm")
+        raise UnlikeError(f"{type(drop).__name__} inside a norm")
     plain = nn.BatchNorm2d(
         layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
     )
@@ -247,45 +247,47 @@ def _assign(layers: list[nn.Module], residual: bool) -> BottleneckParts:
     def conv(kind: str) -> nn.Conv2d:
         if not flat or not isinstance(flat[0], nn.Conv2d):
             seen = type(flat[0]).__name__ if flat else "nothing"
-            raise _Unlike(f"{kind} was looked for, {seen} stands there")
+            raise UnlikeError(f"{kind} was looked for, {seen} stands there")
         layer = flat.pop(0)
         assert isinstance(layer, nn.Conv2d)
         if type(layer) is not nn.Conv2d:
-            raise _Unlike(f"{type(layer).__name__} has a forward pass of its own")
+            raise UnlikeError(f"{type(layer).__name__} has a forward pass of its own")
         return layer
 
     def pointwise(kind: str) -> nn.Conv2d:
         layer = conv(kind)
         plain = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1
         if not plain or layer.padding not in ((0, 0), "valid", "same"):
-            raise _Unlike(f"{kind} was looked for, {_short(layer)} stands there")
+            raise UnlikeError(f"{kind} was looked for, {_short(layer)} stands there")
         return layer
 
     def norm() -> nn.Module:
         if flat and type(flat[0]) is nn.BatchNorm2d:
             layer = flat.pop(0)
             if getattr(layer, "running_mean", None) is None:
-                raise _Unlike("a batch norm without running statistics")
+                raise UnlikeError("a batch norm without running statistics")
             return layer
         return nn.Identity()
 
     def act(place: str) -> nn.Module:
         if not flat or not _is_act(flat[0]):
             seen = type(flat[0]).__name__ if flat else "nothing"
-            raise _Unlike(f"an activation was looked for {place}, {seen} stands there")
+            raise UnlikeError(f"an activation was looked for {place}, {seen} stands there")
         return flat.pop(0)
 
     expand, norm1 = pointwise("a 1x1 convolution in front"), norm()
     act1 = act("before the depthwise convolution")
     depthwise = conv("a depthwise convolution")
     if not _is_depthwise(depthwise):
-        raise _Unlike(f"a depthwise convolution was looked for, {_short(depthwise)} stands there")
+        raise UnlikeError(
+            f"a depthwise convolution was looked for, {_short(depthwise)} stands there"
+        )
     if isinstance(depthwise.padding, str) or depthwise.padding_mode != "zeros":
-        raise _Unlike(f"padding {depthwise.padding!r} of mode {depthwise.padding_mode!r}")
+        raise UnlikeError(f"padding {depthwise.padding!r} of mode {depthwise.padding_mode!r}")
     norm2, act2 = norm(), act("after the depthwise convolution")
     project, norm3 = pointwise("a 1x1 convolution at the end"), norm()
     if flat:
-        raise _Unlike(f"{type(flat[0]).__name__} follows the last 1x1 convolution")
+        raise UnlikeError(f"{type(flat[0]).__name__} follows the last 1x1 convolution")
     return BottleneckParts(
         expand, norm1, act1, depthwise, norm2, act2, project, norm3, residual, drop
     )

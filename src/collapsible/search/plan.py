@@ -85,19 +85,13 @@ class Plan:
         """The names of the blocks that turn dense."""
         return tuple(block.name for block in self.blocks if block.form == "dense")
 
-    def change(self, **forms: str) -> Plan:
-        """The same plan with other forms, by block name with ``.`` as ``__``."""
-        return self.with_forms({name.replace("__", "."): form for name, form in forms.items()})
-
     def with_forms(self, forms: dict[str, str]) -> Plan:
         """The same plan with the given blocks' forms; raises ``UnknownNameError`` for others."""
         known = [block.name for block in self.blocks]
         for name in forms:
             if name not in known:
                 raise UnknownNameError("block", name, known)
-        blocks = tuple(
-            dataclasses.replace(b, form=forms.get(b.name, b.form)) for b in self.blocks
-        )
+        blocks = tuple(dataclasses.replace(b, form=forms.get(b.name, b.form)) for b in self.blocks)
         plan = dataclasses.replace(self, blocks=blocks)
         _check(plan, "the plan")
         return plan

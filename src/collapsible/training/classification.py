@@ -45,7 +45,8 @@ class Classification:
 
     ``recipe`` is the one given with the classes and their number filled in, so that a run knows
     them when it is resumed. ``validation`` maps names to folders; without it, the data folder's
-    own ``val`` is taken where there is one. The network's own normalisation is used.
+    own ``val`` is taken where there is one. The network's own normalisation is used; ``network`` is
+    one that no name stands for.
     Raises ``UsageError`` and ``PictureError`` as ``find_labelled`` and ``DecodedPictures`` do.
     """
 
@@ -58,6 +59,7 @@ class Classification:
         strict: bool = False,
         bound: int = DEFAULT_BOUND,
         on_picture: Callable[[int, int], None] | None = None,
+        network: nn.Module | None = None,
     ) -> None:
         source = find_labelled(find_part(data, "train") or data, recipe.data.classes)
         self.pictures = DecodedPictures(source, bound=bound, strict=strict, on_picture=on_picture)
@@ -69,7 +71,7 @@ class Classification:
             name: _all_readable(find_labelled(find_part(folder, "val") or folder, source.classes))
             for name, folder in folders.items()
         }
-        network = build_classifier(self.recipe)
+        network = network or build_classifier(self.recipe)
         self.preprocessing = chosen_preprocessing(self.recipe, network)
         self.augment = Augmenter(recipe.augment, self.preprocessing, recipe.data.size)
         self.mixes = recipe.augment.mixup > 0 or recipe.augment.cutmix > 0
