@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collapsible.folding import CollapseReport, collapse
     from collapsible.models import create_model, list_models
     from collapsible.search import nn_mass, scale
+    from collapsible.search.restructure import restructure
     from collapsible.upscaler import Upscaler, upscale
 
     __version__: str
@@ -42,6 +43,7 @@ _HOMES = {
     "legalise": "collapsible.deploy.legalise",
     "list_models": "collapsible.models",
     "nn_mass": "collapsible.search",
+    "restructure": "collapsible.search.restructure",
     "scale": "collapsible.search",
     "upscale": "collapsible.upscaler",
 }
@@ -64,6 +66,7 @@ __all__ = [
     "legalise",
     "list_models",
     "nn_mass",
+    "restructure",
     "scale",
     "upscale",
 ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from collapsible.cli import bench, defend, scale
+from collapsible.cli import bench, defend, scale, search
 from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
 from collapsible.cli.cost import cost
@@ -76,4 +76,5 @@ _add_group(
     scale.sesr,
     scale.correlate,
 )
+_add_group("search", "Search for networks that suit a target, by training.", search.ran_e)
 _add_group("bench", "Time networks against their peers on this machine.", bench.ran_i)

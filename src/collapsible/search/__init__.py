@@ -1,4 +1,7 @@
-"""Search without training: scaling by counting, NN-Mass, proxies (floor 7, torch)."""
+"""Search: scaling by counting, NN-Mass, proxies; RAN-e by training (floor 7, torch).
+
+``restructure`` is imported from its own module, as it needs the training engine.
+"""
 
 from collapsible.search.families import Family, Shape, find_family, list_bases
 from collapsible.search.isometry import IsometryReport, measure_isometry

@@ -7,6 +7,7 @@ So a run resumes, and runs in several processes, as any other does.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,13 +27,13 @@ def teacher_beside(network: nn.Module, teacher: nn.Module | None) -> Iterator[No
     if teacher is None:
         yield
         return
-    teacher = teacher.eval().requires_grad_(False)
+    known_by = copy.deepcopy(teacher).eval()
 
     def beside(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if not module.training:
             return None
         with torch.no_grad():
-            known = teacher.to(output.device)(given[0])
+            known = known_by.to(output.device)(given[0])
         return torch.cat([output, known.to(output.dtype)], 1)
 
     hook = network.register_forward_hook(beside)

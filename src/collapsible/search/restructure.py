@@ -336,7 +336,7 @@ class Restructuring:
         return replace(self.recipe, name="search", steps=self.spec.search_steps)
 
     def _teacher(self) -> nn.Module | None:
-        return copy.deepcopy(self.original) if self.spec.distil else None
+        return self.original if self.spec.distil else None
 
     def _guard(self, phase: str) -> None:
         """Hours of work must not end at a folder that cannot be used."""

@@ -1,0 +1,194 @@
+"""``collapsible search``: networks that keep only the bends they need, for a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from collapsible.cli.common import Debug, Json, complain, example, print_json, progress
+from collapsible.cli.networks import read_size
+from collapsible.errors import UsageError, require_packages
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@example(
+    "collapsible search ran-e runs/base/weights.safetensors --data imagenette160 "
+    "--target ethos-u55-256 --budget 0.6 --plan plan.toml --out runs/ran-e; edit plan.toml and "
+    "ask again with --resume to build what it says"
+)
+def ran_e(
+    network: Annotated[
+        str,
+        typer.Argument(
+            help="A trained classifier's weights with their card, or a network's name: "
+            "ran-e-base, timm:NAME."
+        ),
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Folder of labelled pictures: CLASS/*.jpg, also below train, val.")
+    ],
+    target: Annotated[
+        str, typer.Option(help="Chip, as ethos-u55-256; host measures this machine.")
+    ] = "ethos-u55-256",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Share of the network's latency, as 0.6, or milliseconds, as 4.5ms."),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="The plan: written there by the search [default: OUT/plan.toml]; one that is "
+            "there already is followed, and nothing is searched."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/ran-e"),
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights of a network given by name.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Classification recipe: how to train (name or TOML file).")
+    ] = None,
+    search_steps: Annotated[int, typer.Option(help="Steps of the search.")] = 1000,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the fine-tuning [default: the recipe's, or 2000].")
+    ] = None,
+    distil: Annotated[
+        float | None,
+        typer.Option(help="Share of the loss that is learning from the original [default: 0.5]."),
+    ] = None,
+    input_size: Annotated[
+        str | None, typer.Option(help="What latencies are of, as 1,3,160,160.")
+    ] = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="End once the plan is written.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all).")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make inverted bottlenecks dense where that costs little and the target gains.
+
+    Latency of each block in both forms, a search with gates, the exact choice under the budget, a
+    plan to read and edit, fine-tuning with the original as teacher, an ONNX file. Safe to kill.
+    """
+    require_packages("search ran-e", "torch", "safetensors", "lightning", extra="train")
+    import torch
+
+    from collapsible.search.plan import read_plan, write_plan
+    from collapsible.search.restructure import Restructuring
+    from collapsible.search.restructure_report import RestructureSpec
+
+    file = plan or out / "plan.toml"
+    follow = file.is_file() and (plan is not None or resume)
+    if budget is None and not follow:
+        raise UsageError("--budget is needed: a share as 0.6, or milliseconds as 4.5ms")
+    if plan is not None and not plan.absolute().parent.is_dir():
+        raise UsageError(f"--plan {plan}: give a file in a folder that exists")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    size = None if input_size is None else read_size(input_size)
+    if size is not None and (len(size) != 4 or size[1] != 3 or size[2] != size[3]):
+        raise UsageError(f"--input-size {input_size}: square RGB pictures, as 1,3,160,160")
+    chosen = read_plan(file) if follow else None
+    base, name, trained, side = _load(network, weights, data)
+    if distil is None:
+        distil = 0.5 if trained else 0.0
+    spec = RestructureSpec(search_steps, distil)
+    done: tuple[Any, Any] | None = None
+    with progress("restructuring") as update:
+        job = Restructuring(
+            base,
+            _task(data, base, name, recipe, steps, size[-1] if size else side),
+            target,
+            folder=out,
+            spec=spec,
+            input_size=size,
+            resume=resume,
+            on_progress=lambda phase, done, total, note: update(
+                done=done, total=total, description=f"{phase} {note}".strip()
+            ),
+        )
+        alone = job.fabric.is_global_zero
+        if alone and not trained:
+            complain(f"note: {network} comes without weights, so it is searched from newly drawn")
+        if chosen is None:
+            chosen = job.make_plan(budget)
+            if alone and file != out / "plan.toml":
+                write_plan(chosen, file)
+        elif alone:
+            complain(f"note: {file} is followed; nothing is searched")
+        if not plan_only:
+            done = job.finish(chosen)
+            if alone:
+                _write_onnx(done[0], out, job.size)
+    if not alone:
+        return
+    result = chosen if done is None else done[1]
+    print_json(result.json()) if json else print(result.table())
+
+
+def _load(network: str, weights: Path | None, data: Path) -> tuple[nn.Module, str, bool, int]:
+    """The network, its name, whether it has weights, and the side of its pictures."""
+    from collapsible.evaluation.labelled import find_labelled, find_part
+    from collapsible.models.trained import (
+        create_classifier,
+        load_classifier,
+        load_named_classifier,
+        preprocessing_of,
+    )
+
+    path = Path(network)
+    if path.suffix == ".safetensors":
+        if weights is not None:
+            raise UsageError(f"{network} holds weights already: --weights is for a name")
+        loaded, card = load_classifier(path)
+        return loaded, card.architecture, True, card.preprocessing.size
+    if weights is not None:
+        loaded, steps, _ = load_named_classifier(network, weights)
+        return loaded, network, True, steps.size
+    classes = len(find_labelled(find_part(data, "train") or data).classes)
+    made = create_classifier(network, classes)
+    return made, network, False, preprocessing_of(made).size
+
+
+def _task(
+    data: Path, network: nn.Module, name: str, recipe: str | None, steps: int | None, size: int
+) -> Any:
+    from dataclasses import replace
+
+    from collapsible.search.restructure import default_recipe
+    from collapsible.training import Classification, read_recipe
+    from collapsible.training.recipes import NetworkSpec
+
+    chosen = default_recipe(name, size) if recipe is None else read_recipe(recipe)
+    if chosen.task != "classification":
+        raise UsageError(f"--recipe {recipe}: it is of {chosen.task}, not of classification")
+    chosen = replace(chosen, network=NetworkSpec(name))
+    if steps is not None:
+        if steps < 1:
+            raise UsageError(f"--steps {steps}: the least is 1")
+        chosen = replace(chosen, steps=steps)
+    task = Classification(chosen, data, network=network)
+    for path, reason in task.skipped:
+        complain(f"left out: {path}: {reason}")
+    return task
+
+
+def _write_onnx(network: nn.Module, out: Path, size: tuple[int, ...]) -> None:
+    """The collapsed network beside the report, where the converter is installed."""
+    from importlib.util import find_spec
+
+    from collapsible.folding import collapse
+
+    if find_spec("onnxscript") is None:
+        complain("note: no network.onnx is written: pip install 'collapsible[edge]'")
+        return
+    from collapsible.deploy.onnx_files import save_onnx
+
+    batch, channels, height, width = size
+    save_onnx(collapse(network)[0], out / "network.onnx", (batch, channels, height, width))
