@@ -72,14 +72,18 @@ def recipe(steps: int = 6):
     return dataclasses.replace(made, data=data, checkpoint_every=2, validate_every=steps)
 
 
-@pytest.fixture
-def task(pictures, network):
-    return Classification(recipe(), pictures, network=network)
+@pytest.fixture(scope="module")
+def task(tmp_path_factory, pictures, network):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLLAPSIBLE_CACHE", str(tmp_path_factory.getbasetemp() / "ran-cache"))
+        return Classification(recipe(), pictures, network=network)
 
 
-@pytest.fixture
-def table(network):
-    return build_latency_table(network, require_bottlenecks(network), TARGET, SIZE)
+@pytest.fixture(scope="module")
+def table(network, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLLAPSIBLE_CACHE", str(tmp_path_factory.getbasetemp() / "ran-cache"))
+        return build_latency_table(network, require_bottlenecks(network), TARGET, SIZE)
 
 
 def run(network, pictures, folder, budget=0.8, **options):
