@@ -28,6 +28,7 @@ def search(request: Request) -> Reproduction:
     """Train a base, search under a budget, fine-tune, collapse; every step of it really done."""
     import torch
 
+    from collapsible.models.registry import load_weights
     from collapsible.models.trained import create_classifier
     from collapsible.search.restructure import Restructuring
     from collapsible.search.restructure_report import RestructureSpec
@@ -59,8 +60,6 @@ def search(request: Request) -> Reproduction:
         resume=True,
         on_step=lambda now: show("base", now.step, now.steps, f"loss {now.loss:.3f}"),
     )
-    from collapsible.models.registry import load_weights
-
     load_weights(network, trained.weights)
     job = Restructuring(
         network.cpu(),
