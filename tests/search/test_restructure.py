@@ -313,6 +313,7 @@ def test_a_finished_network_loads_again(finished, network):
         torch.testing.assert_close(again(x), made(x), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["search", "fine-tuning"])
 def test_killed_in_the_middle_it_ends_as_if_it_was_not(
     phase, finished, network, pictures, tmp_path

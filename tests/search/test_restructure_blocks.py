@@ -89,7 +89,7 @@ def build(spec: dict, same: bool) -> InvertedBottleneck:
     return block
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(spec=blocks, same=st.booleans())
 def test_the_dense_form_collapses_exactly_borders_included(spec: dict, same: bool) -> None:
     parts = read_bottleneck(build(spec, same))

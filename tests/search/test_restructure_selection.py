@@ -36,9 +36,9 @@ option = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
-    blocks=st.lists(st.lists(option, min_size=1, max_size=3), min_size=1, max_size=7),
+    blocks=st.lists(st.lists(option, min_size=1, max_size=3), min_size=1, max_size=6),
     share=st.floats(-0.2, 1.2),
     fixed=st.floats(0, 5),
 )
