@@ -39,8 +39,11 @@ def search(request: Request) -> Reproduction:
     runs = request.runs / f"ran-search-{request.form}"
     if request.full and request.data is None:
         raise UsageError("--data is needed for the full size: a folder such as imagenette160")
-    data = request.data if request.full else None
-    data = data or draw_pictures(runs / "pictures", side)
+    if request.seeds not in (None, 1):
+        raise UsageError(
+            f"seeds={request.seeds}: ran/search trains one; run it again in other --runs"
+        )
+    data = request.data or draw_pictures(runs / "pictures", side)
     recipe = _recipe(side, batch, steps, {"width": width})
     torch.manual_seed(recipe.seed)
     task = Classification(recipe, data)

@@ -112,7 +112,7 @@ TABLES: tuple[Table, ...] = (
         "the RAN-e search from end to end: base, latency table, gates, plan, collapse",
         "ran_search:search",
         full="--data imagenette160, 160x160, 6,000 steps, ethos-u55-256 by Vela (hours on a CPU)",
-        small="drawn pictures of 32x32, 40 steps, the 4-TOP/s roofline (a minute)",
+        small="drawn pictures (or --data) of 32x32, 40 steps, the 4-TOP/s roofline (a minute)",
         trains=True,
         packages=("torch", "safetensors", "lightning", "tensorboard", "timm"),
     ),
