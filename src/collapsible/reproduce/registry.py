@@ -116,6 +116,24 @@ TABLES: tuple[Table, ...] = (
         trains=True,
         packages=("torch", "safetensors", "lightning", "tensorboard", "timm"),
     ),
+    Table(
+        "ran/table-e",
+        "RAN-e, EfficientNet-Lite0 and others on Ethos-U: frames over Lite0's; what they hang on",
+        "ran_table_e:table_e",
+        full="nine networks on five Ethos-U, other memories and less SRAM (many minutes)",
+        small="three networks on one Ethos-U (minutes; what was compiled is kept)",
+        packages=("torch", "safetensors", "timm", "litert_torch", "ai_edge_quantizer", "ethosu"),
+        extra="edge",
+    ),
+    Table(
+        "defence/npu",
+        "SESR or FSRCNN before MobileNetV2 on Ethos-U: stages, end to end; the threefold claim",
+        "defence_npu:npu",
+        full="112 and 299 pixels, seven networks, three targets (many minutes)",
+        small="112 pixels, FSRCNN and SESR-M2, one target (minutes; what was compiled is kept)",
+        packages=("torch", "safetensors", "timm", "litert_torch", "ai_edge_quantizer", "ethosu"),
+        extra="edge",
+    ),
 )
 
 
