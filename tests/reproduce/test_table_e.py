@@ -12,7 +12,7 @@ from collapsible.costs.targets import find_target
 from collapsible.deploy.estimate_report import EstimateReport
 from collapsible.deploy.npu import compile_network
 from collapsible.reproduce import Request, ran_table_e, reproduce
-from collapsible.reproduce.ran_table_e import GT, GT_RELU6, LITE, LITE_HS, C, Network, Published
+from collapsible.reproduce.ran_networks import GT, GT_RELU6, LITE, LITE_HS, C, Network, Published
 from collapsible.reproduce.report import Row, Section
 
 TARGET = "ethos-u55-256"

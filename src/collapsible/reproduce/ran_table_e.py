@@ -7,19 +7,30 @@ The paper says neither which Ethos-U55 and U65 it means, nor their memory, so se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from collapsible.errors import CollapsibleError, UsageError
-from collapsible.reproduce.drawn import draw_network
+from collapsible.errors import CollapsibleError
+from collapsible.reproduce.ran_networks import (
+    C_RELU6,
+    GT,
+    GT_RELU6,
+    LITE,
+    LITE_HS,
+    NETWORKS,
+    RELEASED,
+    SMALL,
+    SMALL_TARGETS,
+    TARGETS,
+    C,
+    Network,
+    build,
+    deployed,
+)
 from collapsible.reproduce.registry import Request
 from collapsible.reproduce.report import Check, Column, Reproduction, Row, Section, Value
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from collapsible.costs.targets import Target
     from collapsible.deploy.estimate_report import EstimateReport
 
@@ -29,65 +40,6 @@ MIB = 2**20
 # What an estimate's ratio may miss of a published one that has three digits.
 NEAR = 0.05
 
-
-@dataclass(frozen=True)
-class Published:
-    """A row of the figure: parameters and MACs in millions, top-1 in %, frames over Lite0's."""
-
-    params: float
-    macs: float
-    top1: float
-    u55: float
-    u65: float
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network of the table. ``twin`` is its name with the other activation, if it is here."""
-
-    name: str
-    model: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    published: Published | None = None
-    twin: str | None = None
-
-
-LITE, LITE_HS = "EfficientNet-Lite0, ReLU6", "EfficientNet-Lite0, H-swish"
-C, GT = "RAN-e-C, H-swish", "RAN-e-GT, H-swish"
-C_RELU6, GT_RELU6 = "RAN-e-C, ReLU6", "RAN-e-GT, ReLU6"
-NETWORKS = (
-    Network(LITE, "timm:efficientnet_lite0", {}, Published(4.7, 385, 74.4, 1, 1), LITE_HS),
-    Network(
-        LITE_HS,
-        "timm:efficientnet_lite0",
-        {"act_layer": "hard_swish"},
-        Published(4.7, 385, 75.6, 1, 1),
-    ),
-    Network(
-        "ResNet-18",
-        "timm:resnet18",
-        # Else its branches are zero until they are trained, and zeros have no int8 scale.
-        {"zero_init_last": False},
-        Published(11.7, 1800, 71.2, 0.46, 0.48),
-    ),
-    Network("RepVGG-A0, collapsed", "timm:repvgg_a0", {}, Published(8.3, 1400, 72.4, 0.72, 0.69)),
-    Network("MobileNetV2", "timm:mobilenetv2_100"),
-    Network(C, "ran_e_c", {}, Published(4.7, 488, 74.6, 1.06, 1.28)),
-    Network(GT, "ran_e_gt", {}, Published(4.5, 434, 74.6, 1.16, 1.49)),
-    Network(C_RELU6, "ran_e_c_relu6", twin=C),
-    Network(GT_RELU6, "ran_e_gt_relu6", twin=GT),
-)
-# Parameters and MACs of the released definitions at 224, counted from them.
-RELEASED = {C: (4_635_000, 489_200_000), GT: (4_487_000, 434_400_000)}
-TARGETS = (
-    "ethos-u55-128",
-    "ethos-u55-256",
-    "ethos-u65-256",
-    "ethos-u65-512",
-    "ethos-u85-512",
-)
-SMALL = (LITE, GT, GT_RELU6)
-SMALL_TARGETS = ("ethos-u55-256",)
 # Other places for maps and weights, as vela.ini has them: title, target, changes.
 MODES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
@@ -114,7 +66,7 @@ MODES: tuple[tuple[str, str, dict[str, Any]], ...] = (
 MODE_NETWORKS = (LITE, LITE_HS, C, GT, GT_RELU6)
 # Sizes of a chip's SRAM to fit into, on this target.
 SRAM_TARGET = "ethos-u55-256"
-SRAM_SIZES = (2 * MIB, MIB, 512 << 10, 256 << 10)
+SRAM_SIZES = (2 * MIB, MIB, 768 << 10, 512 << 10)
 SRAM_NETWORKS = (LITE, C, GT)
 COUNTS = (
     Column("params_m", "M params", ".3f"),
@@ -208,42 +160,6 @@ def table_e(request: Request) -> Reproduction:
         tuple(notes),
         {"input": list(SIZE), "precision": "int8", "weights": "newly drawn, seed 0"},
     )
-
-
-def build(network: Network) -> nn.Module:
-    """The network in its trained form, newly drawn."""
-    return pool_after_zeros(draw_network(network.model, **network.options))
-
-
-def pool_after_zeros(network: nn.Module) -> nn.Module:
-    """Padding with zeros as a layer before max pooling: the same after a ReLU, as in ResNet.
-
-    Max pooling pads with minus infinity, which the converter writes out and int8 has not.
-    """
-    from torch import nn
-
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.MaxPool2d) and child.padding:
-                pad, pool = (
-                    nn.ZeroPad2d(child.padding),
-                    nn.MaxPool2d(child.kernel_size, child.stride),
-                )
-                setattr(parent, name, nn.Sequential(pad, pool))
-    return network
-
-
-def deployed(network: Network, notes: list[str] | None = None) -> nn.Module:
-    """The network collapsed, where there is anything to collapse."""
-    from collapsible.folding import collapse
-
-    built = build(network)
-    try:
-        return collapse(built)[0]
-    except UsageError as error:
-        if notes is not None:
-            notes.append(f"{network.name} is compiled as it is: {' '.join(str(error).split())}")
-        return built
 
 
 def _file(network: Network, notes: list[str]) -> Path | None:
