@@ -72,7 +72,7 @@ def test_the_small_form_end_to_end(monkeypatch, tmp_path) -> None:
     result = reproduce(
         "defence/npu", Request(on_progress=lambda done, total, _: seen.append((done, total)))
     )
-    assert seen == [(n, 3) for n in range(1, 4)]
+    assert seen == [(n, 6) for n in range(1, 7)]
     fsrcnn, two = (result.row(name, "estimated").values for name in ("FSRCNN", "SESR-M2"))
     for values in (fsrcnn, two):
         assert values["latency_ms"] == pytest.approx(values["enlarge_ms"] + values["classify_ms"])

@@ -86,7 +86,7 @@ STAGES = (
 
 
 def npu(request: Request) -> Reproduction:
-    """Both stages on each target; the small form takes 112 pixels, one target, three networks."""
+    """Both stages on each target; the small form takes 112 pixels, one NPU, three networks."""
     from collapsible.costs.targets import assume, find_target
 
     small = not request.full
@@ -94,10 +94,9 @@ def npu(request: Request) -> Reproduction:
     targets = [find_target(name) for name in (TARGETS[:1] if small else TARGETS)]
     enlargers = SMALL if small else ENLARGERS
     goals = [(target, enlargers) for target in targets]
-    if not small:
-        base, name = IN_SRAM
-        more = {"memory_mode": "Sram_Only", "sram_bytes": LARGE_SRAM}
-        goals.append((assume(base, name=name, **more), SMALL))
+    base, name = IN_SRAM
+    more = {"memory_mode": "Sram_Only", "sram_bytes": LARGE_SRAM}
+    goals.append((assume(base, name=name, **more), SMALL))
     total = len(sizes) * sum(1 + len(chosen) for _, chosen in goals)
     done = 0
 

@@ -87,7 +87,9 @@ def pool_after_zeros(network: nn.Module) -> nn.Module:
 
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.MaxPool2d) and child.padding:
+            if not isinstance(child, nn.MaxPool2d):
+                continue
+            if isinstance(child.padding, int) and child.padding:
                 pad, pool = (
                     nn.ZeroPad2d(child.padding),
                     nn.MaxPool2d(child.kernel_size, child.stride),
