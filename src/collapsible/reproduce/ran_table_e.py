@@ -90,8 +90,8 @@ def table_e(request: Request) -> Reproduction:
     from collapsible.costs.targets import assume, find_target
 
     small = not request.full
-    names = SMALL if small else tuple(network.name for network in NETWORKS)
-    networks = [network for network in NETWORKS if network.name in names]
+    networks = [one for one in NETWORKS if request.full or one.name in SMALL]
+    names = tuple(network.name for network in networks)
     targets = [find_target(name) for name in (SMALL_TARGETS if small else TARGETS)]
     modes = [] if small else [(title, assume(name, **change)) for title, name, change in MODES]
     base = find_target(SRAM_TARGET)
@@ -375,7 +375,7 @@ def _checks(counts: Section, found: dict[str, dict[str, EstimateReport]]) -> tup
     published = {network.name: network.published for network in NETWORKS}
     for name in (C, GT):
         for family in ("u55", "u65"):
-            told = published[name]
+            told = published.get(name)
             ratios = {
                 target: ratio
                 for target, reports in found.items()
