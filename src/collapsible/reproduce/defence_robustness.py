@@ -23,7 +23,7 @@ from collapsible.reproduce.report import Check, Column, Reproduction, Row, Secti
 PAPER = "Super-resolution as a defence (arXiv 2112.14340): the abstract's claim"
 FIRST = "jpeg:75+wavelet+"
 LARGE = "edsr-base-rgb"
-TINY = ("sesr-m2-rgb", "sesr-m3-rgb", "sesr-m5-rgb", "sesr-m7-rgb", "sesr-m11-rgb", "sesr-xl-rgb")
+TINY = ("sesr-m2-rgb", "sesr-m3-rgb", "sesr-m5-rgb", "sesr-m7-rgb", "sesr-xl-rgb")
 OTHERS = ("nearest", "bicubic", "fsrcnn-rgb", "sesr-m5")
 GREY_BOX = ("fgsm", "pgd:steps=10", "di2-fgsm:steps=10", "apgd-ce:steps=10")
 ADAPTIVE = ("pgd:steps=10", "apgd-ce:steps=10", "square:queries=100")
@@ -63,8 +63,8 @@ class Size:
 FULL = Size(
     nette=100,
     imagenet=50,
-    others=40,
-    adaptive=24,
+    others=24,
+    adaptive=16,
     budgets=(2 / 255, 4 / 255, BUDGET, 16 / 255),
     side=128,
     tiny=TINY,
