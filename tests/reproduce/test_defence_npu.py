@@ -84,23 +84,6 @@ def test_the_small_form_end_to_end(monkeypatch, tmp_path) -> None:
     assert two["stage_over_fsrcnn"] > two["over_fsrcnn"] > 1
 
 
-@pytest.mark.slow
-def test_where_it_does_not_fit_tiles_are_costed(monkeypatch, tmp_path) -> None:
-    """A chip with little SRAM: several tiles, in the memory that there is."""
-    from collapsible.costs.targets import assume
-
-    monkeypatch.setenv("COLLAPSIBLE_CACHE", str(tmp_path))
-    chip = assume("ethos-u55-256", sram_bytes=48 << 10, arena_cache_size=48 << 10)
-    notes: list[str] = []
-    report = defence_npu._enlarge(STUFFED, 32, chip, notes)
-    assert report is not None
-    assert not notes
-    assert report.tile is not None
-    assert report.tiles == -(-32 // report.tile[0]) * -(-32 // report.tile[1]) > 1
-    assert report.sram_bytes <= 48 << 10
-    assert report.input_size == (1, 3, 32, 32)
-
-
 def test_what_cannot_be_compiled_has_no_figure_but_a_note(monkeypatch) -> None:
     from collapsible.costs.targets import find_target
     from collapsible.errors import ExportError
