@@ -171,10 +171,10 @@ def test_weights_from_a_file(tmp_path: Path, name: str, options: dict[str, str])
 
 
 def test_weights_that_are_not_shipped_or_do_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no x2 weights are shipped for sesr-m3.*sesr-m5.*FILE"):
-        create_defence("sesr-m3")
-    with pytest.raises(WeightsError, match="no weights for sesr-m3"):
-        create_defence("sesr-m3", weights={"sesr-m3": tmp_path / "none.safetensors"})
+    with pytest.raises(UsageError, match=r"no x2 weights are shipped for sesr-m11.*sesr-m5.*FILE"):
+        create_defence("sesr-m11")
+    with pytest.raises(WeightsError, match="no weights for sesr-m11"):
+        create_defence("sesr-m11", weights={"sesr-m11": tmp_path / "none.safetensors"})
     save_weights(create_model("fsrcnn"), tmp_path / "f.safetensors")
     with pytest.raises(WeightsError, match="does not fit"):
         create_defence("sesr-m2", weights={"sesr-m2": tmp_path / "f.safetensors"})

@@ -114,6 +114,8 @@ class SuperResolution(DifferentiableStage):
         self.scale, self.radius = facts[0], facts[1]
         self.colour = facts[2] or "y"
         self.name = name
+        # Nearly twice as fast on CPUs.
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.eval().requires_grad_(False)
 
     def train(self, mode: bool = True) -> SuperResolution:

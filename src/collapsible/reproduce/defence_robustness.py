@@ -44,9 +44,13 @@ TRAINED = ("classify-imagenette-resnet", "classify-imagenette-ran-i")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is measured: pictures of each part, their side in pixels, budgets, attacks."""
+    """How much is measured: pictures of each part, their side in pixels, budgets, attacks.
+
+    ``nette`` are at ``BUDGET``, ``sweep`` at the other budgets.
+    """
 
     nette: int
+    sweep: int
     imagenet: int
     others: int
     adaptive: int
@@ -61,9 +65,10 @@ class Size:
 
 
 FULL = Size(
-    nette=100,
-    imagenet=50,
-    others=24,
+    nette=80,
+    sweep=24,
+    imagenet=40,
+    others=16,
     adaptive=16,
     budgets=(2 / 255, 4 / 255, BUDGET, 16 / 255),
     side=128,
@@ -77,6 +82,7 @@ FULL = Size(
 SMALL = replace(
     FULL,
     nette=10,
+    sweep=0,
     imagenet=0,
     others=0,
     adaptive=4,
@@ -120,7 +126,7 @@ def robustness(request: Request) -> Reproduction:
         classifiers=(mobilenet,),
         defences=tuple(FIRST + name for name in (*size.baselines, *size.tiny, size.large)),
         attacks=tuple(map(read_attack, size.grey_box)),
-        epsilons=size.budgets,
+        epsilons=(BUDGET,),
         threats=("grey-box", "adaptive"),
         size=size.side,
         crop=size.side / 160,
@@ -129,6 +135,10 @@ def robustness(request: Request) -> Reproduction:
     # Grey-box attacks are made on the bare classifier alone: no attack goes through a defence.
     grey = replace(base, threats=("grey-box",))
     parts: dict[str, Plan] = {f"imagenette, {mobilenet.name}": grey}
+    if size.sweep:
+        rest = tuple(epsilon for epsilon in size.budgets if epsilon != BUDGET)
+        name = f"imagenette, {mobilenet.name}, other budgets"
+        parts[name] = replace(grey, epsilons=rest, limit=size.sweep)
     if size.imagenet:
         parts[f"imagenet100, {mobilenet.name}"] = replace(
             grey,
