@@ -65,11 +65,11 @@ class Size:
 
 
 FULL = Size(
-    nette=80,
-    sweep=24,
-    imagenet=40,
-    others=16,
-    adaptive=16,
+    nette=60,
+    sweep=16,
+    imagenet=24,
+    others=12,
+    adaptive=10,
     budgets=(2 / 255, 4 / 255, BUDGET, 16 / 255),
     side=128,
     tiny=TINY,

@@ -102,7 +102,7 @@ TABLES: tuple[Table, ...] = (
         "defence/robustness",
         "right answers behind tiny and large super-resolution, under attacks without and with it",
         "defence_robustness:robustness",
-        full="three classifiers, eleven defences, four budgets (an hour; goes on if killed)",
+        full="three classifiers, twelve defences, four budgets (an hour; goes on if killed)",
         small="ten pictures of 64 pixels, four defences, one budget (a minute)",
         packages=("torch", "torchvision", "timm", "safetensors", "pywt"),
         extra="defence",
