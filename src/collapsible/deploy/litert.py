@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from collapsible.deploy.given import InputSize, check_calibration, first_line, prepare
+from collapsible.deploy.pools import repeat_borders
 from collapsible.deploy.quiet import quiet, setting
 from collapsible.deploy.ranges import TAILS, TRIED, Ranges, distance, spans, widen
 from collapsible.errors import ExportError, UsageError, require_packages
@@ -52,7 +53,7 @@ def save_litert(
     arrays = None if calibration is None else check_calibration(calibration, input_size)
     packages = ("litert_torch",) if arrays is None else ("litert_torch", "ai_edge_quantizer")
     require_packages("writing LiteRT files", *packages, extra="edge")
-    content = _convert(network, input_size)
+    content = _convert(network, input_size, integers=arrays is not None)
     if arrays is not None:
         content = _quantise(content, arrays)
     with atomic_write(path) as stream:
@@ -121,8 +122,10 @@ def operators(path: Path | str) -> list[str]:
     return names
 
 
-def _convert(network: nn.Module, input_size: InputSize) -> bytes:
+def _convert(network: nn.Module, input_size: InputSize, *, integers: bool) -> bytes:
     ready, output = prepare(network, input_size)
+    if integers:
+        ready = repeat_borders(ready)
     outputs = [0] if output.ndim == 4 else None
     batch, channels, height, width = input_size
     with quiet(), setting("LITERT_TORCH_SHOW_PROGRESS", "n"):

@@ -75,27 +75,7 @@ SMALL_TARGETS = ("ethos-u55-256",)
 
 def build(network: Network) -> nn.Module:
     """The network in its trained form, newly drawn."""
-    return pool_after_zeros(draw_network(network.model, **network.options))
-
-
-def pool_after_zeros(network: nn.Module) -> nn.Module:
-    """Padding with zeros as a layer before max pooling: the same after a ReLU, as in ResNet.
-
-    Max pooling pads with minus infinity, which the converter writes out and int8 has not.
-    """
-    from torch import nn
-
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if not isinstance(child, nn.MaxPool2d):
-                continue
-            if isinstance(child.padding, int) and child.padding:
-                pad, pool = (
-                    nn.ZeroPad2d(child.padding),
-                    nn.MaxPool2d(child.kernel_size, child.stride),
-                )
-                setattr(parent, name, nn.Sequential(pad, pool))
-    return network
+    return draw_network(network.model, **network.options)
 
 
 def deployed(network: Network, notes: list[str] | None = None) -> nn.Module:
