@@ -281,7 +281,7 @@ def test_the_worst_case_is_picture_by_picture(small_plan: Plan) -> None:
         ({"defences": ("jpg",)}, UnknownNameError, "did you mean 'jpeg'"),
         ({"norm": "l3"}, UnknownNameError, "l2|linf"),
         ({"device": "cuda:99"}, UsageError, "cannot be used"),
-        ({"defences": ("sesr-m7",)}, UsageError, "no x2 weights are shipped"),
+        ({"defences": ("sesr-m11",)}, UsageError, "no x2 weights are shipped"),
     ],
 )
 def test_a_wrong_plan_is_refused_before_any_work(
