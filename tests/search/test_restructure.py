@@ -308,9 +308,13 @@ def test_a_finished_network_loads_again(finished, network):
     folder, made, _ = finished
     weights = folder / "finetune" / "weights.safetensors"
     again = load_restructured(network, folder / "plan.toml", weights)
-    x = torch.randn(2, 3, 32, 32)
+    assert again.state_dict().keys() == made.state_dict().keys()
+    for key, value in made.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        torch.testing.assert_close(again(x), made(x), rtol=0, atol=0)
+        # Not to the bit: the order of a tensor's values in memory decides how a sum is rounded.
+        torch.testing.assert_close(again(x), made(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -66,10 +66,10 @@ class Size:
 
 FULL = Size(
     nette=60,
-    sweep=16,
-    imagenet=24,
-    others=12,
-    adaptive=10,
+    sweep=12,
+    imagenet=16,
+    others=8,
+    adaptive=6,
     budgets=(2 / 255, 4 / 255, BUDGET, 16 / 255),
     side=128,
     tiny=TINY,
