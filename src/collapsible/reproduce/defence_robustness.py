@@ -151,7 +151,6 @@ def robustness(request: Request) -> Reproduction:
         parts["imagenette, trained here"] = replace(
             grey,
             classifiers=(*trained, mobilenet),
-            threats=("grey-box", "transfer"),
             epsilons=(BUDGET,),
             attacks=tuple(map(read_attack, size.grey_box[:2])),
             limit=size.others,
@@ -249,7 +248,6 @@ def _grey(
 ) -> Section:
     attacks = [str(attack) for attack in report.plan.attacks]
     large = worst_of(report, classifier, FIRST + size.large, epsilon)
-    transferred = "transfer" in report.plan.threats
     rows = []
     for defence in report.plan.defences:
         clean = _all(_cells(report, classifier, defence, epsilon, (CLEAN,)))
@@ -268,9 +266,6 @@ def _grey(
         if worst:
             interval = wilson(sum(worst), len(worst))
             values["interval"] = f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
-        if transferred:
-            moved = _cells(report, classifier, defence, epsilon, ("transfer",))
-            values["transfer"] = _percent(_all(moved))
         if defence != "none" and worst and large and defence != FIRST + size.large:
             mean, low, high = paired_difference(worst, large)
             values["difference"] = 100 * mean
@@ -280,8 +275,6 @@ def _grey(
     columns = [Column("clean", "clean", ".1f")]
     columns += [Column(name, name, ".1f") for name in attacks]
     columns += [Column("worst", "worst grey-box", ".1f"), Column("interval", "interval")]
-    if transferred:
-        columns.append(Column("transfer", "worst transfer", ".1f"))
     columns += [
         Column("difference", f"less {size.large}", "+.1f"),
         Column("difference interval", "interval"),
