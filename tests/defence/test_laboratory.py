@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -281,7 +284,8 @@ def test_the_worst_case_is_picture_by_picture(small_plan: Plan) -> None:
         ({"defences": ("jpg",)}, UnknownNameError, "did you mean 'jpeg'"),
         ({"norm": "l3"}, UnknownNameError, "l2|linf"),
         ({"device": "cuda:99"}, UsageError, "cannot be used"),
-        ({"defences": ("sesr-m11",)}, UsageError, "no x2 weights are shipped"),
+        ({"weights": (("sesr-m2", "none.pt"),), "defences": ("sesr-m2",)}, WeightsError, "none.pt"),
+        ({"defences": ("sesr-m2:int8",)}, UsageError, "calibration pictures"),
     ],
 )
 def test_a_wrong_plan_is_refused_before_any_work(
@@ -435,6 +439,31 @@ def test_a_farm_finds_what_one_machine_finds(
         kept = read_result(run[1], key)
         assert kept is not None
         assert kept.outcomes == result.outcomes
+
+
+@pytest.mark.slow
+def test_ray_itself_finds_what_one_machine_finds(
+    small_plan: Plan, run: tuple[DefenceReport, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    # A process of its own, since Ray leaves threads and settings behind.
+    script = (
+        "import pickle, sys; from collapsible.defence import evaluate_defence;"
+        "evaluate_defence(pickle.load(sys.stdin.buffer), sys.argv[1], ray=True)"
+    )
+    plan = replace(small_plan, attacks=small_plan.attacks[:1])
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path)],
+        input=pickle.dumps(plan),
+        check=True,
+        timeout=240,
+    )
+    keys = [Laboratory(plan).key(job) for job in list_jobs(plan)]
+    for key in keys:
+        own, here = read_result(tmp_path, key), read_result(run[1], key)
+        assert own is not None
+        assert here is not None
+        assert own.outcomes == here.outcomes
 
 
 def test_the_table_shows_what_json_says(run: tuple[DefenceReport, Path]) -> None:

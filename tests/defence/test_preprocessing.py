@@ -12,7 +12,7 @@ from PIL import Image
 from skimage.restoration import denoise_wavelet
 from torch import Tensor
 
-from collapsible.defence import create_defence, list_stages
+from collapsible.defence import create_defence, list_stages, preprocessing_scaling
 from collapsible.defence.preprocessing_jpeg import CHROMA, LUMA, quantisation_table
 from collapsible.defence.preprocessing_scaling import SuperResolution
 from collapsible.defence.preprocessing_wavelet import Wavelet
@@ -170,7 +170,10 @@ def test_weights_from_a_file(tmp_path: Path, name: str, options: dict[str, str])
     torch.testing.assert_close(defence(x), expected, atol=1e-4, rtol=0)
 
 
-def test_weights_that_are_not_shipped_or_do_not_fit(tmp_path: Path) -> None:
+def test_weights_that_are_not_shipped_or_do_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preprocessing_scaling, "WEIGHTS", tmp_path)
     with pytest.raises(UsageError, match=r"no x2 weights are shipped for sesr-m11.*sesr-m5.*FILE"):
         create_defence("sesr-m11")
     with pytest.raises(WeightsError, match="no weights for sesr-m11"):
@@ -191,7 +194,17 @@ def test_unknown_names_get_the_nearest(name: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["jpeg:0", "jpeg:101", "jpeg:x", "wavelet:2", "bits:0", "nearest:2", "resize:0"]
+    "name",
+    [
+        "jpeg:0",
+        "jpeg:101",
+        "jpeg:x",
+        "wavelet:2",
+        "bits:0",
+        "nearest:2",
+        "resize:0",
+        "sesr-m5:int4",
+    ],
 )
 def test_settings_out_of_range(name: str) -> None:
     with pytest.raises(UsageError, match=r"accepted|takes no setting"):

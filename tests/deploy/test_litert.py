@@ -64,6 +64,22 @@ def test_fp32_file_computes_what_torch_does(network, fp32):
     assert operators(fp32) == ["CONV_2D", "PAD", "CONV_2D"]
 
 
+def test_weights_that_lie_channels_last(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 5, padding=2, groups=8),
+        nn.Conv2d(8, 4, 1),
+        nn.Conv2d(4, 2, (1, 3)),
+    ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    path = save_litert(network, tmp_path / "last.tflite", SIZE)
+    np.testing.assert_allclose(
+        run_litert(path, pictures(2)), expected(network, pictures(2)), 0, 1e-6
+    )
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_int8_file_is_int8_throughout_and_near(network, int8):
     inputs = pictures(3, seed=1)
     wanted = expected(network, inputs)

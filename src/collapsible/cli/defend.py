@@ -66,6 +66,10 @@ def evaluate(
     classes: Annotated[
         Path | None, typer.Option(help="Which output each class is: JSON, or lines NAME,NUMBER.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures for what runs in int8; none of them is attacked."),
+    ] = None,
     size: Annotated[int, typer.Option(min=1, help="Side of the pictures in pixels.")] = 224,
     crop: Annotated[float, typer.Option(help="Share of the short side that is kept.")] = 0.875,
     limit: Annotated[
@@ -104,6 +108,7 @@ def evaluate(
         device=device,
         weights=tuple(_pair(text) for text in weights or ()),
         classes=None if classes is None else str(classes),
+        calibration=None if calibration is None else str(calibration),
     )
     with progress("preparing") as update:
         report = evaluate_defence(

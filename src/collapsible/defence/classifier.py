@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from collapsible.defence.integers import (
+    IntegerForm,
+    calibrate_integers,
+    integer_forms,
+    use_integers,
+)
 from collapsible.defence.preprocessing import create_defence
-from collapsible.defence.preprocessing_scaling import Resize
+from collapsible.defence.preprocessing_scaling import Resize, SuperResolution
 from collapsible.defence.stages import Form, Pipeline, Surrogate
 from collapsible.errors import UsageError
 
@@ -109,6 +115,29 @@ class DefendedClassifier(nn.Module):
         """
         twin = copy.deepcopy(self)
         return twin.set_form("torch").eval()
+
+    def integers(self, pictures: Tensor) -> DefendedClassifier:
+        """A copy whose super-resolution and classifier run as int8 LiteRT files.
+
+        ``pictures`` float [N, 3, H, W] in [0, 1] calibrate it, and it takes pictures of their size
+        alone. JPEG and wavelet denoising stay as they are: they run on the CPU. Gradients are those
+        of fp32 (see ``IntegerForm``).
+        Raises ``MissingExtraError`` without the converter, ``ExportError`` for a network that it
+        does not take, and ``UsageError`` where a network runs in int8 already.
+        """
+        if integer_forms(self):
+            raise UsageError("a network of this classifier runs in int8 already")
+        twin = copy.deepcopy(self)
+        twin.classifier = IntegerForm(twin.classifier)
+        stages = [
+            use_integers(stage) if isinstance(stage, SuperResolution) else stage
+            for stage in twin.defence.stages
+        ]
+        twin.defence.name = "+".join(str(stage.name) for stage in stages) or twin.defence.name
+        calibrate_integers(twin, pictures)
+        with torch.no_grad():
+            twin(pictures[:1])
+        return twin
 
     def _unfit(self, error: Exception, x: Tensor) -> UsageError | None:
         """Whether the classifier failed for the picture's size, and not memory or the like."""

@@ -15,6 +15,7 @@ from collapsible.defence.attacks import NonFiniteError, create_attack
 from collapsible.defence.batches import in_batches
 from collapsible.defence.classifier import DefendedClassifier
 from collapsible.defence.errors import DefenceError
+from collapsible.defence.integers import calibrate_integers, integer_forms
 from collapsible.defence.networks import LoadedClassifier, load_classifier
 from collapsible.defence.pictures import (
     LabelledPictures,
@@ -26,9 +27,12 @@ from collapsible.defence.pictures import (
 from collapsible.defence.plan import AttackSpec, Job, Plan, fingerprint
 from collapsible.defence.preprocessing import create_defence
 from collapsible.errors import UsageError
+from collapsible.imaging import list_pictures
 
 # What rounding may add to a distance of [0, 1] pixels in float32.
 SLACK = 1e-5
+# Pictures that int8 networks are calibrated with, evenly spaced in their folder.
+CALIBRATION = 16
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,34 @@ class Laboratory:
         self._defences = {name: create_defence(name, weights=files) for name in plan.defences}
         # Shipped weights may change with the package; their results are then others.
         self._weights = {name: _digest(made) for name, made in self._defences.items()}
+        self._calibrate()
         self._check()
+
+    def _calibrate(self) -> None:
+        """Show the plan's calibration pictures to what runs in int8; none of them is attacked."""
+        names = [spec.name for spec in self.plan.classifiers]
+        models = [self.model(name, defence) for name in names for defence in self.plan.defences]
+        models = [model for model in models if integer_forms(model)]
+        if not models:
+            return
+        if self.plan.calibration is None:
+            raise UsageError("networks in int8 need a folder of calibration pictures")
+        attacked = {file.resolve() for file in self.pictures.files}
+        others = [
+            file
+            for file in list_pictures(self.plan.calibration, recursive=True)
+            if file.resolve() not in attacked
+        ]
+        if not others:
+            raise UsageError(
+                f"{self.plan.calibration}: no picture to calibrate with that is not attacked too"
+            )
+        count = min(CALIBRATION, len(others))
+        chosen = [others[i * len(others) // count] for i in range(count)]
+        pictures = read_batch(chosen, self.plan.size, self.plan.crop)
+        self.digest += hashlib.sha256(pictures.numpy().tobytes()).hexdigest()
+        for model in models:
+            calibrate_integers(model, pictures.to(self.device))
 
     def model(self, classifier: str, defence: str) -> DefendedClassifier:
         """A classifier of the plan behind a defence of the plan, on the plan's device."""

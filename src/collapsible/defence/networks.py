@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from collapsible.defence.integers import INT8, IntegerForm
 from collapsible.errors import UnknownNameError, UsageError, WeightsError, require_packages
 from collapsible.models import create_model
 from collapsible.models.registry import load_state, read_state
@@ -21,6 +22,7 @@ else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
 PADDINGS = ("torch", "same")
+PRECISIONS = ("fp32", INT8)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class ClassifierSpec:
     [0, 1]; left out, they are what timm or torchvision say. ``padding="same"`` pads strided
     convolutions as TensorFlow does, for weights that were trained there. ``classes`` is a file
     that names the outputs (see ``read_classes``), ``outputs`` their names in order.
+    ``precision="int8"`` runs it as an int8 LiteRT file, calibrated with the plan's pictures.
     ``options`` go to the network's constructor. ``resize`` as for ``DefendedClassifier``.
     """
 
@@ -46,6 +49,7 @@ class ClassifierSpec:
     resize: int | None = None
     outputs: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +125,10 @@ def _read_file(path: Path) -> ClassifierSpec:
     spec = ClassifierSpec(**{"name": path.stem, **record})
     if spec.padding not in PADDINGS:
         raise UsageError(f"{path}: padding {spec.padding!r}: {' and '.join(PADDINGS)} are accepted")
+    if spec.precision not in PRECISIONS:
+        raise UsageError(
+            f"{path}: precision {spec.precision!r}: {' and '.join(PRECISIONS)} are accepted"
+        )
     return spec
 
 
@@ -135,15 +143,17 @@ def load_classifier(spec: ClassifierSpec) -> LoadedClassifier:
         raise WeightsError(f"no weights for {spec.name} at {path}")
     state = read_state(path)
     network = _create(spec.network, spec.num_classes, spec.options)
-    outputs = _outputs_of(network, state) if spec.num_classes is None else None
-    if outputs is not None:
-        network = _create(spec.network, outputs, spec.options)
+    given = _outputs_of(network, state) if spec.num_classes is None else None
+    if given is not None:
+        network = _create(spec.network, given, spec.options)
     load_state(network, state, str(path))
     mean, std = _normalisation(spec, network)
     if spec.padding == "same":
         _pad_as_tensorflow(network)
     network = network.float().eval().requires_grad_(False)
-    return LoadedClassifier(spec, network, mean, std, _last_layer(network)[1])
+    outputs = _last_layer(network)[1]
+    made = IntegerForm(network) if spec.precision == INT8 else network
+    return LoadedClassifier(spec, made, mean, std, outputs)
 
 
 def _create(name: str, classes: int | None, given: tuple[tuple[str, Any], ...]) -> nn.Module:

@@ -75,6 +75,7 @@ class Plan:
     always among them) and ``weights`` pairs of a network's name and its file. ``epsilons`` are in
     pixel values of [0, 1]. ``threats`` are of ``THREATS``; ``eot`` passes are averaged in adaptive
     attacks. ``batch`` pictures are attacked at a time, fewer where memory runs out.
+    ``calibration`` is a folder of pictures for networks in int8, none of which is attacked.
     """
 
     data: str
@@ -93,6 +94,7 @@ class Plan:
     device: str = "cpu"
     weights: tuple[tuple[str, str], ...] = ()
     classes: str | None = None
+    calibration: str | None = None
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.classifiers]

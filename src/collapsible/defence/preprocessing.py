@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from collapsible.defence.integers import INT8, use_integers
 from collapsible.defence.preprocessing_jpeg import Jpeg
 from collapsible.defence.preprocessing_scaling import (
     Bicubic,
@@ -41,7 +42,8 @@ def create_defence(
 
     ``jpeg:QUALITY``, ``wavelet:SIGMA``, ``bits:N``, ``resize:PIXELS`` (each setting may be left
     out: 75, 0.01, 5, 224), ``nearest``, ``bicubic``, and the x2 networks ``fsrcnn``, ``sesr-m2`` to
-    ``sesr-xl``; ``none`` does nothing. ``weights`` maps a network's name to a file of weights;
+    ``sesr-xl``, each also run in int8 as ``NAME:int8``; ``none`` does nothing.
+    ``weights`` maps a network's name to a file of weights;
     without one the shipped weights are taken, and where there are none ``UsageError`` says so.
     Pictures are float [N, 3, H, W] in [0, 1], in and out.
     Raises ``UnknownNameError`` with the nearest name, and ``UsageError`` for a setting.
@@ -69,11 +71,14 @@ def _create_stage(text: str, files: Mapping[str, Path]) -> Stage:
     key = kind.replace("_", "-")
     if key not in _plain() and key not in _upscalers():
         raise UnknownNameError("defence", kind, [*_settings(), *_plain(), *_upscalers(), NONE])
-    if colon:
-        raise UsageError(f"{text!r}: {key} takes no setting")
     if key in _plain():
+        if colon:
+            raise UsageError(f"{text!r}: {key} takes no setting")
         return _plain()[key]()
-    return load_upscaler(key, files.get(normalise_name(key)))
+    if colon and setting.strip().lower() != INT8:
+        raise UsageError(f"{text!r}: {key} or {key}:{INT8} is accepted")
+    stage = load_upscaler(key, files.get(normalise_name(key)))
+    return use_integers(stage) if colon else stage
 
 
 def _settings() -> dict[str, tuple[Callable[..., Stage], Callable[[str], float], str]]:

@@ -76,6 +76,8 @@ def prepare(network: nn.Module, input_size: Sequence[int]) -> tuple[nn.Module, A
     """
     size = check_size(input_size)
     ready = copy.deepcopy(network).to(device="cpu", dtype=torch.float32).eval()
+    # litert-torch 0.10 misreads weights that lie channels-last, and says nothing.
+    ready = ready.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     probe = torch.rand(size, generator=torch.Generator().manual_seed(0))
     try:
         return ready, run_torch(ready, probe.numpy())
