@@ -180,6 +180,8 @@ def test_a_network_too_large_is_told_by_how_much_and_a_tile_that_fits(cache):
     inner, outer = report.suggested_tile, tiled.tile_input
     assert outer == (min(inner[0] + 2, 24), min(inner[1] + 2, 24))
     assert tiled.tiles == -(-24 // inner[0]) * -(-24 // inner[1])
+    # Four squares of 16 would fit too, with more work.
+    assert tiled.tiles * outer[0] * outer[1] < 4 * 18 * 18
     one = estimate(Small(), small, (1, 8, *outer), cache=cache)
     assert one.fps is not None
     assert tiled.fps == pytest.approx(one.fps / tiled.tiles)

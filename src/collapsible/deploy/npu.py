@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,8 +28,8 @@ from collapsible.errors import CollapsibleError, UsageError, require_packages
 
 # Speed hangs on shapes alone, so random pictures will do to find the ranges of int8.
 CALIBRATION_PICTURES = 2
-# How often a tile is made smaller until it fits.
-ATTEMPTS = 4
+# How many tiles are compiled until one fits.
+ATTEMPTS = 6
 
 
 def to_tflite(network: nn.Module, size: Sequence[int], *, cache: str | Path | bool = True) -> Path:
@@ -144,34 +145,50 @@ def find_tile(
     *,
     cache: str | Path | bool = True,
 ) -> tuple[tuple[int, int] | None, str]:
-    """The largest tile found that fits the target's memory, by compiling it; or None and why.
+    """The tile that fits the target's memory with the least work, by compiling it; or None and why.
 
-    A tile keeps the picture's proportions and has sides of whole 8 pixels. Memory grows with the
-    area, so the first guess is near.
+    A picture is cut into equal rows and columns, of whole 8 pixels where that is more than one;
+    work is counted with the receptive field's reach around every tile. Memory grows with the area,
+    so cuts that are far too coarse are not compiled.
     """
     place, over = excess(report, target)
     used = report.sram_bytes if place == "SRAM" else report.dram_bytes
-    limit = used - over
-    factor = math.sqrt(limit / used)
-    height, width = size[2:]
-    for _ in range(ATTEMPTS):
-        tile = (_whole(height * factor), _whole(width * factor))
-        try:
-            within, _ = tiled_size(network, size, tile)
-        except UsageError as error:
-            return None, str(error).partition("tiles: ")[2] or str(error)
-        if cost(network, within, element_bytes=1).peak_memory <= limit:
-            tried = compile_network(network, target, within, cache=cache)
-            if not excess(tried, target)[1]:
-                return tile, ""
-        factor *= 0.85
-        if min(tile) <= 8:
+    limit, sides = used - over, size[2:]
+    try:
+        # Of a tile of one pixel all but that one is reach.
+        reach = [side - 1 for side in tiled_size(network, size, (1, 1))[0][2:]]
+    except UsageError as error:
+        return None, str(error).partition("tiles: ")[2] or str(error)
+    cuts = []
+    for tile in itertools.product(*(_parts(side) for side in sides)):
+        within = [min(t + r, side) for t, r, side in zip(tile, reach, sides, strict=True)]
+        count = math.prod(-(-side // t) for t, side in zip(tile, sides, strict=True))
+        cuts.append((count * math.prod(within), math.prod(within), tile, within))
+    expected = used / math.prod(sides)
+    attempts = 0
+    for _, area, tile, within in sorted(cuts):
+        if attempts == ATTEMPTS:
             break
+        inside = (*size[:2], *within)
+        if area * expected > limit:
+            continue
+        if cost(network, inside, element_bytes=1).peak_memory > limit:
+            expected = max(expected, 1.01 * limit / area)
+            continue
+        tried = compile_network(network, target, inside, cache=cache)
+        if not excess(tried, target)[1]:
+            return (tile[0], tile[1]), ""
+        attempts += 1
+        # What it really took guides the next guess.
+        taken = tried.sram_bytes if place == "SRAM" else tried.dram_bytes
+        expected = max(expected, taken / area)
     return None, "no tile of 8 pixels or more fits"
 
 
-def _whole(side: float) -> int:
-    return max(8, int(side) // 8 * 8)
+def _parts(side: int) -> list[int]:
+    """Sides of equal parts of a side, of whole 8 pixels but for the whole, largest first."""
+    parts = {8 * math.ceil(side / n / 8) for n in range(2, side // 8 + 2)} if side > 8 else set()
+    return sorted({side, *parts}, reverse=True)
 
 
 def layer_estimates(layers: Sequence[VelaLayer], clock: float) -> tuple[LayerEstimate, ...]:
