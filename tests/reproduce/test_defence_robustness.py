@@ -15,6 +15,7 @@ from collapsible.defence.pictures import find_labelled_pictures, match_labels, r
 from collapsible.errors import UsageError
 from collapsible.reproduce import Request, defence_robustness, reproduce
 from collapsible.reproduce.defence_robustness import BUDGET
+from collapsible.reproduce.defence_sections import FIRST
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> defence_robustness.Size:
         large="sesr-m5-rgb",
         grey_box=("fgsm",),
         attacks=("fgsm",),
+        integers=4,
     )
     monkeypatch.setattr(defence_robustness, "SMALL", size)
     return size
@@ -40,7 +42,7 @@ def test_figures_are_those_of_attacks_made_by_hand(
     shared_data: Path, tmp_path: Path, tiny: defence_robustness.Size
 ) -> None:
     result = reproduce("defence/robustness", Request(data=shared_data, runs=tmp_path))
-    grey, unmoved, adaptive = result.sections
+    grey, unmoved, adaptive, integers, through_integers = result.sections
     for row in unmoved.rows:  # a budget of 0 moves nothing
         assert row.values["worst"] == row.values["clean"]
     assert [row.name for row in grey.rows] == ["none", "nearest", "sesr-m2-rgb", "sesr-m5-rgb"]
@@ -60,13 +62,21 @@ def test_figures_are_those_of_attacks_made_by_hand(
     bare = DefendedClassifier(loaded.network, create_defence("none"), **options)
     attacked = create_attack("fgsm", epsilon=8 / 255)(bare, clean, labels).detach()
     for row in grey.rows:
-        name = "none" if row.name == "none" else defence_robustness.FIRST + row.name
+        name = "none" if row.name == "none" else FIRST + row.name
         model = DefendedClassifier(loaded.network, create_defence(name), **options)
         with torch.no_grad():
             right = model(clean).argmax(1) == labels
             held = model(attacked).argmax(1) == labels
         assert row.values["clean"] == pytest.approx(100 * right.double().mean().item())
         assert row.values["fgsm"] == pytest.approx(100 * held.double().mean().item())
+    first, last = integers.rows[0], integers.rows[-1]
+    assert (first.name, last.name) == ("none", "sesr-m2-rgb")
+    # The first four of the pictures are others: fewer are spread wider. Both forms see the same.
+    assert last.values["difference"] == pytest.approx(
+        last.values["worst int8"] - last.values["worst"]  # type: ignore[operator]
+    )
+    assert through_integers.rows[-1].name == "sesr-m2-rgb:int8"
+    assert result.checks[-1].holds == (last.values["difference"] >= -2)  # type: ignore[operator]
     check = result.checks[0]
     loss = grey.rows[2].values["worst"] - grey.rows[3].values["worst"]  # type: ignore[operator]
     assert check.holds == (loss >= -2)
