@@ -83,12 +83,12 @@ class Size:
 
 FULL = Size(
     nette=120,
-    sweep=40,
-    imagenet=50,
-    others=60,
-    transfer=30,
-    integers=60,
-    adaptive=20,
+    sweep=24,
+    imagenet=40,
+    others=40,
+    transfer=24,
+    integers=40,
+    adaptive=16,
     budgets=(2 / 255, 4 / 255, BUDGET, 16 / 255),
     side=128,
     tiny=TINY,

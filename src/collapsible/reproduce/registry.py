@@ -126,6 +126,22 @@ TABLES: tuple[Table, ...] = (
         extra="edge",
     ),
     Table(
+        "ran/table-i",
+        "RAN-i beside ConvNeXt: counts, published accuracy, measured frames a second",
+        "ran_table_i:table_i",
+        full="six networks at 224 pixels, torch and OpenVINO, batch 1 and 8 (many minutes)",
+        small="counts of all six; one pair timed on torch at 64 pixels",
+        packages=("torch", "timm"),
+    ),
+    Table(
+        "ran/correlation",
+        "training-free proxies against the accuracy of small trained networks",
+        "ran_correlation:correlation",
+        full="the shipped results of trained networks",
+        packages=("torch", "timm", "scipy"),
+        extra="dev",
+    ),
+    Table(
         "defence/npu",
         "SESR or FSRCNN before MobileNetV2 on Ethos-U: stages, end to end; the threefold claim",
         "defence_npu:npu",
