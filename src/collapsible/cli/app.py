@@ -14,6 +14,7 @@ from collapsible.cli import bench, defend, scale, search
 from collapsible.cli.collapse import collapse
 from collapsible.cli.common import reporting
 from collapsible.cli.cost import cost
+from collapsible.cli.detect import detect
 from collapsible.cli.estimate import estimate
 from collapsible.cli.evaluate import evaluate
 from collapsible.cli.export import export
@@ -22,7 +23,7 @@ from collapsible.cli.reproduce import reproduce
 from collapsible.cli.train import train
 from collapsible.cli.upscale import upscale
 
-COMMANDS = (upscale, models, evaluate, train, collapse, cost, estimate, export, reproduce)
+COMMANDS = (upscale, detect, models, evaluate, train, collapse, cost, estimate, export, reproduce)
 
 app = typer.Typer(
     name="collapsible",

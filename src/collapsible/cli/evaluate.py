@@ -1,4 +1,4 @@
-"""``collapsible evaluate``: PSNR and SSIM, or top-1 and top-5, by the field's protocol."""
+"""``collapsible evaluate``: PSNR and SSIM, top-1 and top-5, or mAP, by the field's protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from collapsible.cli.common import Debug, Json, example, print_json, progress
+from collapsible.cli.common import Debug, Json, complain, example, print_json, progress
 
 
 @example(
@@ -25,7 +25,8 @@ def evaluate(
         Path,
         typer.Option(
             help="Folder of high-resolution pictures, or one with HR and LRx2 inside; for a "
-            "classifier class sub-folders or tar shards, also below val."
+            "classifier class sub-folders or tar shards, also below val; for a detector Pascal "
+            "VOC or COCO."
         ),
     ],
     scale: Annotated[int, typer.Option(help="Enlargement.")] = 2,
@@ -41,14 +42,42 @@ def evaluate(
     weights: Annotated[
         Path | None, typer.Option(help="Weights of a classifier that is given by its name.")
     ] = None,
+    part: Annotated[
+        str, typer.Option(help="Which part of a detector's data: test, val, ... (default: val).")
+    ] = "",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a detector's odd boxes and bad pictures.")
+    ] = False,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Measure PSNR and SSIM of an upscaler, or top-1 and top-5 of a classifier, on pictures."""
+    """Measure PSNR and SSIM of an upscaler, a classifier's top-1 and top-5, a detector's mAP."""
     from collapsible.errors import UsageError
     from collapsible.evaluation import evaluate as measure
-    from collapsible.evaluation import evaluate_classifier, is_classifier
+    from collapsible.evaluation import (
+        evaluate_classifier,
+        evaluate_detector,
+        is_classifier,
+        is_detector,
+    )
 
+    if is_detector(model):
+        if weights is not None:
+            raise UsageError("a detector is given by its file of weights: --weights is for names")
+        with progress("measuring") as update:
+            boxes = evaluate_detector(
+                model,
+                data,
+                part=part,
+                strict=strict,
+                on_picture=lambda done, total: update(done=done, total=total),
+            )
+        for note in (*boxes.skipped, *boxes.faults):
+            complain(f"left out or clipped: {note}")
+        print_json(boxes.json()) if json else print(boxes.table())
+        return
+    if part or strict:
+        raise UsageError(f"{model} is no detector: --part and --strict go with one")
     if is_classifier(model):
         with progress("measuring") as update:
             scores = evaluate_classifier(

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from collapsible.training import Classification, Progress, Recipe, SuperResolution
+    from collapsible.training import Classification, Detection, Progress, Recipe, SuperResolution
 
 
 @example(
     "collapsible train sesr-m5-x2 --data pictures/train --validate Set5=pictures/Set5/HR "
     "--out runs/m5-x2; the same with --resume goes on after a stop; "
-    "collapsible train classify-imagenette160 --data imagenette160"
+    "collapsible train classify-imagenette160 --data imagenette160; "
+    "collapsible train detect/bccd-ran-i-fpn --data BCCD --start classifier/weights.safetensors"
 )
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a TOML file.")],
@@ -29,7 +30,8 @@ def train(
         list[Path],
         typer.Option(
             help="Folder of training pictures, searched in depth; repeatable. For a classifier "
-            "one folder: class sub-folders or tar shards, also below train and val."
+            "one folder: class sub-folders or tar shards, also below train and val. For a "
+            "detector one folder: Pascal VOC, or COCO (or its JSON file)."
         ),
     ],
     out: Annotated[
@@ -40,7 +42,11 @@ def train(
         typer.Option(help="NAME=FOLDER of pictures to measure on; repeatable."),
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Weights to start from, also of a smaller scale.")
+        Path | None,
+        typer.Option(
+            help="Weights to start from, also of a smaller scale; a detector "
+            "also starts from a classifier's."
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     steps: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")] = None,
@@ -64,7 +70,7 @@ def train(
     import torch
 
     from collapsible.errors import UsageError
-    from collapsible.training import Classification, read_recipe, start_fabric
+    from collapsible.training import Classification, Detection, read_recipe, start_fabric
     from collapsible.training import train as run
     from collapsible.training.recipes import UNITS
 
@@ -98,7 +104,8 @@ def train(
         for path, reason in task.skipped:
             complain(f"left out: {path}: {reason}")
         if len(task.skipped) > 1:
-            complain(f"left out: {len(task.skipped)} pictures that cannot be read")
+            what = "pictures or boxes" if isinstance(task, Detection) else "pictures"
+            complain(f"left out: {len(task.skipped)} {what} that cannot be read or used")
     unit = UNITS[chosen.task]
     with progress("training", chosen.steps) as update:
 
@@ -117,7 +124,7 @@ def train(
             on_step=show,
         )
     if fabric.is_global_zero:
-        if isinstance(task, Classification):
+        if isinstance(task, Classification | Detection):
             task.describe(network, report)
         print_json(report.json()) if json else print(report.table())
 
@@ -131,16 +138,23 @@ def _prepare(
     strict: bool,
     bound: int,
     on_picture: Callable[[int, int], None],
-) -> tuple[SuperResolution | Classification, nn.Module]:
+) -> tuple[SuperResolution | Classification | Detection, nn.Module]:
     """The recipe's task on these folders, and its network."""
     from collapsible.errors import PictureError, UsageError
     from collapsible.training import (
         Classification,
+        Detection,
         SuperResolution,
         build_classifier,
+        build_detector,
         build_network,
     )
 
+    if recipe.task == "detection":
+        if len(data) != 1:
+            raise UsageError(f"a detector is trained on one folder, not {len(data)} (--data)")
+        boxed = Detection(recipe, data[0], sets, strict=strict)
+        return boxed, build_detector(boxed.recipe, start)
     if recipe.task == "classification":
         if len(data) != 1:
             raise UsageError(f"a classifier is trained on one folder, not {len(data)} (--data)")

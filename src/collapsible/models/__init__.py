@@ -2,6 +2,12 @@
 
 from importlib.util import find_spec
 
+from collapsible.models.detector import (
+    DetectorCard,
+    create_detector,
+    load_detector,
+    save_detector,
+)
 from collapsible.models.edsr import EDSR
 from collapsible.models.fsrcnn import FSRCNN
 from collapsible.models.ran_e import RanE
@@ -25,12 +31,16 @@ __all__ = [
     "SESR",
     "ClassifierCard",
     "ConvNeXt",
+    "DetectorCard",
     "Preprocessing",
     "RanE",
     "create_classifier",
+    "create_detector",
     "create_model",
     "list_models",
     "load_classifier",
+    "load_detector",
     "register",
     "save_classifier",
+    "save_detector",
 ]

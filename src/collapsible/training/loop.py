@@ -38,7 +38,11 @@ from collapsible.training.recipes import (
 
 
 class Task(Protocol):
-    """What the loop asks of a task; batches are functions of the step, so nothing is carried."""
+    """What the loop asks of a task; batches are functions of the step, so nothing is carried.
+
+    A task with a true ``feeds_targets`` has a network that takes the targets too, as detectors
+    do, whose losses arise inside; ``loss`` then gets what it returned.
+    """
 
     def batch(self, step: int, places: range) -> tuple[Tensor, Tensor]: ...
 
@@ -296,7 +300,9 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate
             low = low.to(fabric.device, memory_format=torch.channels_last)
-            loss = task.loss(module(low), high.to(fabric.device))
+            high = high.to(fabric.device)
+            output = module(low, high) if getattr(task, "feeds_targets", False) else module(low)
+            loss = task.loss(output, high)
             optimiser.zero_grad(set_to_none=True)
             fabric.backward(loss)
             loss_value = float(fabric.all_reduce(loss.detach()))  # type: ignore[arg-type]

@@ -42,6 +42,7 @@ class DataSpec:
     For classification, ``size`` is the side of a training input in pixels and ``test_size`` that
     of a measured one (0: the same), cut from a picture whose short side is ``test_size /
     test_crop``; ``classes`` fixes the classes and their order (none: the sub-folders, sorted).
+    For detection, ``size`` is what a picture's short side is resized to.
     """
 
     patch: int = 64
@@ -107,10 +108,11 @@ class ScheduleSpec:
 class Recipe:
     """Everything that decides a training run but the pictures' place.
 
-    ``loss`` is ``l1``, ``l2``, ``charbonnier`` or ``psnr`` (minus the patch's own), and of a
-    classification ``cross-entropy``, the only one and its default; ``precision`` is ``fp32`` or
-    ``bf16`` (weights and optimiser stay fp32). ``average`` is the decay per step of the running
-    mean of the weights, which is what gets validated and shipped (0 turns it off).
+    ``loss`` is ``l1``, ``l2``, ``charbonnier`` or ``psnr`` (minus the patch's own), of a
+    classification ``cross-entropy`` and of a detection ``faster-rcnn``, the only ones;
+    ``precision`` is ``fp32`` or ``bf16`` (weights and optimiser stay fp32). ``average`` is
+    the decay per step of the running mean of the weights, which is what gets validated and shipped
+    (0 turns it off).
     """
 
     name: str
@@ -135,8 +137,9 @@ class Recipe:
 LOSSES: dict[str, tuple[str, ...]] = {
     "super-resolution": ("l1", "l2", "charbonnier", "psnr"),
     "classification": ("cross-entropy",),
+    "detection": ("faster-rcnn",),
 }
-UNITS = {"super-resolution": "dB", "classification": "%"}
+UNITS = {"super-resolution": "dB", "classification": "%", "detection": "%"}
 """The unit of each task's metrics."""
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -235,6 +238,11 @@ def parse_recipe(table: dict[str, Any]) -> Recipe:
         raise UsageError(f"data.crop = {recipe.data.crop} leaves nothing of {recipe.data.patch}")
     if recipe.task == "classification":
         _check_classification(recipe)
+    elif recipe.task == "detection":
+        if recipe.augment != AugmentSpec(flip=recipe.augment.flip):
+            raise UsageError("augment: detection knows flip alone")
+        if not 0 <= recipe.augment.flip <= 1:
+            raise UsageError(f"augment.flip = {recipe.augment.flip}: expected 0 to 1")
     elif recipe.augment != AugmentSpec():
         raise UsageError("augment: it is for classification; patches have their own symmetries")
     return recipe
@@ -283,16 +291,17 @@ def list_recipes() -> list[str]:
 
 
 def read_recipe(source: str | Path) -> Recipe:
-    """Read a recipe by its shipped name or from a file.
+    """Read a recipe by its shipped name (``detect/x`` is ``detect-x``) or from a file.
 
     Raises ``UnknownNameError`` for neither, ``UsageError`` for a file that is not a recipe.
     """
     path = Path(source)
     if path.suffix != ".toml":
         known = list_recipes()
-        if str(source) not in known:
+        name = str(source).replace("/", "-")
+        if name not in known:
             raise UnknownNameError("recipe", str(source), known)
-        path = FOLDER / f"{source}.toml"
+        path = FOLDER / f"{name}.toml"
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

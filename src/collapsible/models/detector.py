@@ -1,0 +1,289 @@
+"""Detectors: torchvision's Faster R-CNN (arXiv 1506.01497) behind any timm backbone.
+
+``single`` is the form of RAN-i (arXiv 2208.08562, its published code): the last feature map alone,
+five anchor sizes of three shapes at each place, two layers of 512. ``fpn`` has a feature pyramid
+(arXiv 1612.03144) over all maps of stride 4 and more, one anchor size a level.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from collapsible.errors import UnknownNameError, UsageError, WeightsError, require_packages
+from collapsible.models.registry import load_state, read_state, save_weights
+from collapsible.models.trained import card_path, preprocessing_of
+
+TASK = "detection"
+FORMS = ("single", "fpn")
+SIZES = (32, 64, 128, 256, 512)
+SHAPES = (0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class DetectorCard:
+    """What a trained detector is.
+
+    ``classes`` are the names of labels 1, 2, ...; the short side of a picture is resized to
+    ``size`` pixels, its long one to ``max_size`` at most; ``options`` are ``create_detector``'s
+    others; ``metrics`` maps such as ``val/mAP`` to a percentage.
+    """
+
+    backbone: str
+    form: str
+    classes: tuple[str, ...]
+    size: int
+    max_size: int
+    options: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    recipe: str = ""
+    training_data: str = ""
+    parameters: int = 0
+    sha256: str = ""
+
+
+class Backbone(nn.Module):
+    """Pictures [N, 3, H, W] to named maps: ``0`` alone, or the pyramid's ``0``, ``1``, ... ."""
+
+    def __init__(self, body: nn.Module, channels: list[int], width: int | None) -> None:
+        super().__init__()
+        from torchvision.ops.feature_pyramid_network import (
+            FeaturePyramidNetwork,
+            LastLevelMaxPool,
+        )
+
+        self.body = body
+        self.out_channels = width or channels[-1]
+        self.fpn = (
+            FeaturePyramidNetwork(channels, width, LastLevelMaxPool()) if width else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        maps = self.body(x)
+        return self.fpn(OrderedDict((str(i), value) for i, value in enumerate(maps)))
+
+
+class Detector(nn.Module):
+    """Faster R-CNN in the shape that the training loop and the measurements take.
+
+    In training, ``forward(pictures, targets)`` is the sum of its four losses. ``pictures``
+    [N, 3, H, W] in [0, 1] are padded at the right and bottom; ``targets`` [N, 1 + M, 5] has the
+    true height and width first, then label, x1, y1, x2, y2 of each box, label 0 for none. In
+    evaluation ``forward(pictures)`` takes a list of [3, H, W] and gives a dictionary for each:
+    ``boxes`` [K, 4] in that picture's pixels, ``labels`` [K], ``scores`` [K], best first.
+    """
+
+    def __init__(self, rcnn: nn.Module) -> None:
+        super().__init__()
+        self.rcnn = rcnn
+
+    def forward(self, pictures: Any, targets: Tensor | None = None) -> Any:
+        if not self.training:
+            return self.rcnn(list(pictures))
+        if targets is None:
+            raise UsageError("a detector in training needs targets")
+        images, notes = [], []
+        for picture, target in zip(pictures, targets.float(), strict=True):
+            height, width = int(target[0, 0]), int(target[0, 1])
+            boxes = target[1:][target[1:, 0] > 0]
+            images.append(picture[:, :height, :width])
+            notes.append({"boxes": boxes[:, 1:], "labels": boxes[:, 0].long()})
+        losses: dict[str, Tensor] = self.rcnn(images, notes)
+        return torch.stack([value.float() for value in losses.values()]).sum()
+
+
+def create_detector(
+    backbone: str,
+    classes: int,
+    *,
+    form: str = "fpn",
+    size: int = 800,
+    max_size: int = 1200,
+    width: int = 0,
+    fpn_width: int = 256,
+    anchors: tuple[int, ...] | list[int] = SIZES,
+    **options: Any,
+) -> Detector:
+    """A newly drawn detector of ``classes`` classes, the background not counted.
+
+    ``backbone`` is any timm name with features (``timm:`` before it or not), ``options`` its own.
+    ``width`` is that of the two layers behind the regions (0: 512 for ``single``, 1024 for
+    ``fpn``), ``fpn_width`` the pyramid's. ``anchors`` are sides in pixels of the resized picture;
+    the pyramid takes one for each of its levels.
+    Raises ``UnknownNameError`` and ``UsageError`` for what does not exist or fit.
+    """
+    require_packages("detection", "timm", "torchvision", extra="detect")
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.faster_rcnn import (
+        FasterRCNN,
+        FastRCNNPredictor,
+        TwoMLPHead,
+    )
+    from torchvision.ops import MultiScaleRoIAlign
+
+    if form not in FORMS:
+        raise UnknownNameError("form of a detector", form, FORMS)
+    if classes < 1 or size < 32 or max_size < size:
+        raise UsageError(
+            f"classes={classes}, size={size}, max_size={max_size}: at least one class, "
+            "32 pixels, and max_size no less than size"
+        )
+    body, channels, mean, std = _features(backbone, form, options)
+    trunk = Backbone(body, channels, fpn_width if form == "fpn" else None)
+    levels = len(channels) + 1 if form == "fpn" else 1
+    sides = tuple(anchors)
+    if form == "fpn" and len(sides) != levels:
+        raise UsageError(f"anchors={list(sides)}: the pyramid has {levels} levels, one for each")
+    sizes = tuple((s,) for s in sides) if form == "fpn" else (sides,)
+    names = [str(i) for i in range(len(channels) if form == "fpn" else 1)]
+    width = width or (1024 if form == "fpn" else 512)
+    rcnn = FasterRCNN(
+        trunk,
+        min_size=size,
+        max_size=max_size,
+        image_mean=list(mean),
+        image_std=list(std),
+        rpn_anchor_generator=AnchorGenerator(sizes, (SHAPES,) * levels),
+        box_roi_pool=MultiScaleRoIAlign(names, 7, 2),
+        box_head=TwoMLPHead(trunk.out_channels * 49, width),
+        box_predictor=FastRCNNPredictor(width, classes + 1),
+    )
+    return Detector(rcnn)
+
+
+def _features(
+    name: str, form: str, options: Mapping[str, Any]
+) -> tuple[nn.Module, list[int], tuple[float, ...], tuple[float, ...]]:
+    import timm
+
+    import collapsible.models.timm_names  # noqa: F401
+
+    plain = name.removeprefix("timm:")
+    if not timm.is_model(plain):
+        known = timm.list_models(f"*{plain[:4]}*") or timm.list_models()[:8]
+        raise UnknownNameError("backbone", name, known)
+    try:
+        body: Any = timm.create_model(plain, pretrained=False, features_only=True, **options)
+        reductions = body.feature_info.reduction()
+        keep = [i for i, r in enumerate(reductions) if r >= 4] if form == "fpn" else [-1]
+        keep = [i % len(reductions) for i in keep]
+        body = timm.create_model(
+            plain, pretrained=False, features_only=True, out_indices=tuple(keep), **options
+        )
+        channels = [int(c) for c in body.feature_info.channels()]
+        norms = preprocessing_of(timm.create_model(plain, pretrained=False, **options))
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        raise UsageError(f"{name} cannot be a backbone with {dict(options)}: {error}") from error
+    return body, channels, norms.mean, norms.std
+
+
+def load_backbone(detector: Detector, path: Path) -> None:
+    """Load a classifier's weights into a detector's backbone, in place; its head is not needed.
+
+    Raises ``WeightsError`` where a tensor of the backbone is missing or of another shape.
+    """
+    trunk: Any = detector.rcnn.backbone
+    body: nn.Module = trunk.body
+    given = {key.replace(".", "_"): value for key, value in read_state(path).items()}
+    wanted = body.state_dict()
+    state, bad = {}, []
+    for key, value in wanted.items():
+        found = given.get(key.replace(".", "_"))
+        if found is None or found.shape != value.shape:
+            have = "nothing" if found is None else f"{tuple(found.shape)}"
+            bad.append(f"{key} of {tuple(value.shape)} (the file has {have})")
+        else:
+            state[key] = found
+    if bad:
+        raise WeightsError(
+            f"{path} is of another backbone: {len(bad)} of {len(wanted)} tensors do not fit, "
+            f"the first {bad[0]}"
+        )
+    body.load_state_dict(state)
+
+
+def write_detector_card(network: nn.Module, card: DetectorCard, path: Path) -> None:
+    """Write the card of weights that lie at ``path`` already, whole or not at all."""
+    record = asdict(card) | {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    draft = path.with_name(f".{card_path(path).name}.draft")
+    try:
+        draft.write_text(json.dumps({"task": TASK, **record}, indent=2) + "\n", encoding="utf-8")
+        draft.replace(card_path(path))
+    except OSError as error:
+        raise WeightsError(f"cannot write {card_path(path)}: {error.strerror or error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def save_detector(network: nn.Module, card: DetectorCard, path: Path) -> None:
+    """Write ``path`` (safetensors), then the card beside it; each whole or not at all."""
+    save_weights(network, path)
+    write_detector_card(network, card, path)
+
+
+def has_detector_card(weights: Path) -> bool:
+    """Whether the file has a detector's card beside it."""
+    try:
+        record = json.loads(card_path(weights).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and record.get("task") == TASK
+
+
+def read_detector_card(weights: Path) -> DetectorCard:
+    """The card beside a weights file; raises ``WeightsError`` if it is missing or none."""
+    path = card_path(weights)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or record.pop("task", None) != TASK:
+            raise WeightsError(f"{path}: not a detector's card")
+        unknown = set(record) - {f.name for f in fields(DetectorCard)}
+        if unknown:
+            raise WeightsError(f"{path}: unknown keys {sorted(unknown)}")
+        return DetectorCard(**{**record, "classes": tuple(record["classes"])})
+    except OSError as error:
+        raise WeightsError(
+            f"no card at {path} says which detector {weights.name} is: {error.strerror or error}"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path}: not a detector's card: {error}") from error
+
+
+def load_detector(path: str | Path) -> tuple[Detector, DetectorCard]:
+    """A trained detector from its safetensors file and the card beside it, in evaluation mode.
+
+    Raises ``WeightsError`` where a file is missing, damaged or does not belong to its card.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no detector at {path}")
+    card = read_detector_card(path)
+    if card.sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != card.sha256:
+        raise WeightsError(f"{path} is not the file that {card_path(path).name} describes")
+    network = create_detector(
+        card.backbone,
+        len(card.classes),
+        form=card.form,
+        size=card.size,
+        max_size=card.max_size,
+        **card.options,
+    )
+    load_state(network, read_state(path), str(path))
+    network.float().eval()
+    return network, card
+
+
+def to_input(pixels: Any) -> Tensor:
+    """uint8 [H, W, 3] to float32 [3, H, W] in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
