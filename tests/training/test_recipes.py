@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from collapsible.errors import UnknownNameError, UsageError
-from collapsible.models import create_model
+from collapsible.models import create_detector, create_model
 from collapsible.training.loop import learning_rate
 from collapsible.training.recipes import ScheduleSpec, list_recipes, parse_recipe, read_recipe
 
@@ -23,7 +23,11 @@ LEAST = {
 def test_every_shipped_recipe_reads_and_builds(name):
     recipe = read_recipe(name)
     network = recipe.network
-    assert create_model(network.name, scale=network.scale, **network.options) is not None
+    if recipe.task == "detection":
+        options = {**network.options, "classes": 3}
+        assert create_detector(network.name, size=recipe.data.size, **options) is not None
+    else:
+        assert create_model(network.name, scale=network.scale, **network.options) is not None
     assert recipe.name == name
 
 
