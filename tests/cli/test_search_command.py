@@ -51,13 +51,17 @@ def test_search_edit_and_follow(work):
     line = text[place:].splitlines()[1]
     other = 'form = "dense"' if "keep" in line else 'form = "keep"'
     (work / "p.toml").write_text(text[:place] + text[place:].replace(line, other, 1))
-    done = call(*BASE, "--plan", "p.toml", "--json")
+    done = call(*BASE, "--plan", "p.toml", "--int8", "--json")
     assert done.exit_code == 0, done.stderr
     assert "is followed" in done.stderr
     record = json.loads(done.stdout)
     assert ("blocks.6.0" in record["plan"]["dense"]) == ("dense" in other)
     assert record["collapse_error"] < 1e-9
     assert (work / "run" / "network.onnx").stat().st_size > 10_000
+    assert (work / "run" / "network.tflite").read_bytes()[4:8] == b"TFL3"
+    assert 0 <= record["int8"]["after"] <= 100
+    assert record["int8"]["pictures"] == 48
+    assert json.loads((work / "run" / "report.json").read_text())["int8"] == record["int8"]
     again = call(*BASE, "--plan", "p.toml")
     assert again.exit_code == 2
     assert "--resume" in again.stderr
@@ -76,6 +80,8 @@ def test_search_edit_and_follow(work):
         (("--budget", "0.5", "--input-size", "1,3,32"), "--input-size"),
         (("--budget", "0.5", "--plan", "none/p.toml"), "--plan"),
         (("--budget", "0.000001ms"), "the least is"),
+        (("--budget", "0.5", "--int8-steps", "4"), "goes with --int8"),
+        (("--budget", "0.5", "--int8", "--int8-steps", "1"), "0, or 2 and more"),
     ],
 )
 def test_wrong_use_is_one_line(work, arguments, said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,6 +67,15 @@ def ran_e(
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="End once the plan is written.")
     ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8", help="Write OUT/network.tflite in int8 too, and measure its accuracy."
+        ),
+    ] = False,
+    int8_steps: Annotated[
+        int, typer.Option(help="Steps of training in int8 form before that file is written.")
+    ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all).")] = None,
     json: Json = False,
@@ -87,8 +97,18 @@ def ran_e(
     follow = file.is_file() and (plan is not None or resume)
     if budget is None and not follow:
         raise UsageError("--budget is needed: a share as 0.6, or milliseconds as 4.5ms")
+    if int8_steps and not int8:
+        raise UsageError("--int8-steps goes with --int8")
+    if int8_steps < 0 or int8_steps == 1:
+        raise UsageError(f"--int8-steps {int8_steps}: 0, or 2 and more")
+    if int8:
+        require_packages(
+            "--int8", "litert_torch", "ai_edge_quantizer", "ai_edge_litert", extra="edge"
+        )
     if plan is not None and not plan.absolute().parent.is_dir():
         raise UsageError(f"--plan {plan}: give a file in a folder that exists")
+    if int8 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--int8 is for one process: ask again with --resume, without torchrun")
     if threads is not None:
         torch.set_num_threads(threads)
     size = None if input_size is None else read_size(input_size)
@@ -124,6 +144,8 @@ def ran_e(
             complain(f"note: {file} is followed; nothing is searched")
         if not plan_only:
             done = job.finish(chosen)
+            if int8:
+                done = done[0], job.write_int8(*done, steps=int8_steps)
             if alone:
                 _write_onnx(done[0], out, job.size)
     if not alone:

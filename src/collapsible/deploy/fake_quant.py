@@ -89,6 +89,11 @@ _ROUNDED: dict[type[nn.Module], type[nn.Module]] = {
 _PLAIN = {rounded: plain for plain, rounded in _ROUNDED.items()}
 
 
+def _retype(module: Any, kinds: dict[type[nn.Module], type[nn.Module]]) -> None:
+    """Another forward pass for the same parameters."""
+    module.__class__ = kinds.get(type(module), type(module))
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         known = isinstance(m, (*_WEIGHTED, nn.modules.batchnorm._BatchNorm))
@@ -120,7 +125,7 @@ class FakeQuantised(nn.Module):
         """
         graph = copy.deepcopy(self.network)
         for module in graph.modules():
-            module.__class__ = _PLAIN.get(type(module), type(module))
+            _retype(module, _PLAIN)
         for node in list(graph.graph.nodes):
             if node.op == "call_module" and isinstance(
                 graph.get_submodule(str(node.target)), RoundedRange
@@ -179,7 +184,7 @@ def fake_quantise(
         if isinstance(module, _WEIGHTED):
             if type(module) not in _ROUNDED:
                 raise UsageError(f"{name}: {type(module).__name__} has a forward pass of its own")
-            module.__class__ = _ROUNDED[type(module)]
+            _retype(module, _ROUNDED)
     graph.recompile()
     made = FakeQuantised(graph).eval()
     _start(made, places, inputs.to(next(network.parameters()).device))

@@ -122,10 +122,15 @@ class Arms:
     def seconds(self, seed: int) -> dict[str, float]:
         """Of each phase of a seed: the search's own, and of training the base and one candidate."""
         found: dict[str, float] = {}
-        for name, key in (("base", "base"), ("continued", "candidate"), ("searched", "searched")):
+        for name, key in (("base", "base"), ("continued", "candidate")):
             path = self.folder / f"{name}-{seed}" / "seconds.json"
             if path.is_file():
-                found |= _read_seconds(path, key)
+                spent = json.loads(path.read_text(encoding="utf-8"))
+                found |= {f"{key} {what}": float(value) for what, value in spent.items()}
+        path = self.folder / f"searched-{seed}" / "report.json"
+        if path.is_file():
+            spent = json.loads(path.read_text(encoding="utf-8"))["processor_seconds"]
+            found |= {f"searched {what}": float(value) for what, value in spent.items()}
         return found
 
     def _job(self, seed: int) -> Restructuring:
@@ -298,18 +303,10 @@ def narrow_blocks(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, PreactivatedBottleneck):
             assert isinstance(module.conv, BottleneckConv2d)
-            wide = module.conv.narrow()
-            conv = nn.Conv2d(
-                wide.in_channels,
-                wide.out_channels,
-                (wide.kernel_size[0], wide.kernel_size[1]),
-                (wide.stride[0], wide.stride[1]),
-                wide.padding,
-                (wide.dilation[0], wide.dilation[1]),
-                bias=False,
-            )
+            conv = module.conv.narrow()
+            conv.register_parameter("bias", None)
             nn.init.kaiming_normal_(conv.weight, mode="fan_out")
-            module.conv = nn.Sequential(conv, nn.BatchNorm2d(wide.out_channels))
+            module.conv = nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels))
     return network
 
 
@@ -322,8 +319,3 @@ def write_json(path: Path, content: Any) -> None:
 
 def _inside(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{name}." for name in names)
-
-
-def _read_seconds(path: Path, key: str) -> dict[str, float]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return {f"{key} {name}": float(value) for name, value in found.items()}

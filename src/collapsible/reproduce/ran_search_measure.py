@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,8 +51,7 @@ def measure(arms: Arms, name: str, seed: int, *, train: bool = True) -> dict[str
             "collapse_error": made.collapse_error,
             "output_range": made.output_range,
         }
-        if arms.setting.int8_steps:
-            found |= _file_figures(arms, made, made.deployed, "int8")
+        found |= _file_figures(arms, made, made.deployed, "int8")
         write_json(path, found)
     if wants and _lost(found) > arms.setting.worth:
         network, form = train_int8(
@@ -93,6 +91,8 @@ def _file_figures(arms: Arms, made: Trained, network: Any, kind: str) -> dict[st
         on_picture=lambda n, of: arms.show(f"{made.name}-{made.seed} {kind}", n, of),
     )
     speeds = {target: estimate(path, target) for target in setting.targets}
+    if not speeds:  # a roofline is of the network, not of a file
+        speeds = {setting.target: estimate(made.deployed, setting.target, arms.size)}
     return {
         kind: pack(hits),
         f"{kind}_fps": {target: report.fps for target, report in speeds.items()},
@@ -137,11 +137,3 @@ def difference(first: Sequence[Bits], second: Sequence[Bits]) -> tuple[float, fl
     drawn = np.random.default_rng(0).multinomial(len(each), counts / len(each), size=DRAWS)
     low, high = np.percentile(drawn @ values / len(each), [2.5, 97.5])
     return 100 * float(each.mean()), 100 * float(low), 100 * float(high)
-
-
-def figures_below(folder: Path) -> list[dict[str, Any]]:
-    """All figures there are."""
-    return [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.glob("*/figures.json"))
-    ]

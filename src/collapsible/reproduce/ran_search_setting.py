@@ -17,7 +17,8 @@ class Setting:
     size. ``steps`` train the base, ``extra`` more train everything made of it: the searched network
     spends ``search`` of them on the search. Of the base and the searched network there are
     ``seeds``; ``arms`` are the others. ``int8_steps`` are trained in int8 form where an int8 file
-    loses more than ``worth`` points; 0 leaves int8 out. ``calibration`` counts training pictures.
+    loses more than ``worth`` points. ``calibration`` counts training pictures.
+    ``targets`` are those of the int8 files; none takes ``target`` for the networks.
     """
 
     side: int
@@ -50,8 +51,9 @@ SMALL = Setting(
     budget=0.9,
     seeds=1,
     arms=("random-1",),
-    int8_steps=0,
+    int8_steps=4,
     calibration=8,
+    worth=-100.0,
 )
 FULL = Setting(
     side=80,

@@ -109,12 +109,16 @@ TABLES: tuple[Table, ...] = (
     ),
     Table(
         "ran/search",
-        "the RAN-e search from end to end: base, latency table, gates, plan, collapse",
+        "the RAN-e search: base, search, int8 by LiteRT; beside other choices of the same network",
         "ran_search:search",
-        full="--data imagenette160, 160x160, 6,000 steps, ethos-u55-256 by Vela (hours on a CPU)",
-        small="drawn pictures (or --data) of 32x32, 40 steps, the 4-TOP/s roofline (a minute)",
+        full="--data imagenette160: three bases and searches, other arms, Vela (hours on a CPU)",
+        small="drawn pictures (or --data) of 32x32, 40 steps, the 4-TOP/s roofline (minutes)",
         trains=True,
-        packages=("torch", "safetensors", "lightning", "tensorboard", "timm"),
+        packages=(
+            *("torch", "safetensors", "lightning", "tensorboard", "timm", "torchvision"),
+            *("litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
+        ),
+        extra="edge",
     ),
     Table(
         "ran/table-e",

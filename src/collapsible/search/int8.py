@@ -39,7 +39,7 @@ OnPicture = Callable[[int, int], None]
 class Int8Report:
     """Top-1 in per cent, measured on ``pictures`` validation pictures: of the fp32 network, of the
     int8 file made of it as it is (``after``), and of the one made after ``steps`` of training in
-    int8 form (``trained``; None without). ``file`` is the better one, by these.
+    int8 form (``trained``; None without), which then is the one in ``file``.
     """
 
     fp32: float
@@ -48,6 +48,14 @@ class Int8Report:
     steps: int
     pictures: int
     file: str
+
+    def table(self) -> str:
+        """The figures in a line for people."""
+        more = "" if self.trained is None else f", trained {self.steps} steps {self.trained:.2f} %"
+        return (
+            f"int8         fp32 {self.fp32:.2f} %, int8 {self.after:.2f} %{more} "
+            f"(measured, {self.pictures:,} pictures): {self.file}"
+        )
 
 
 def draw_calibration(task: Classification, count: int = CALIBRATION) -> list[NDArray[np.float32]]:
@@ -117,14 +125,10 @@ def train_int8(
     recipe = int8_recipe(task.recipe, steps, rate)
     teacher = teacher or copy.deepcopy(network).eval()
 
-    def watch(now: Progress) -> None:
-        if on_step is not None:
-            on_step(now)
-
     wrapped = _Halfway(DistilTask(task, steps, DISTIL), form, steps // 2)
     with teacher_beside(form, teacher):
         report = train(
-            form, wrapped, recipe, Path(folder), fabric=fabric, resume=resume, on_step=watch
+            form, wrapped, recipe, Path(folder), fabric=fabric, resume=resume, on_step=on_step
         )
     load_state(form, read_state(report.weights), str(report.weights))
     form = form.cpu().eval()
@@ -174,8 +178,8 @@ def make_int8(
 ) -> Int8Report:
     """Write a collapsed classifier as an int8 ``.tflite`` file, calibrated on training pictures.
 
-    With ``steps`` it is trained in int8 form too, below the folder of ``path``, and the better
-    file stays. Accuracies are measured on the task's first validation set.
+    With ``steps`` it is then trained in int8 form, below the folder of ``path``, and the file is
+    of the trained one. Accuracies are measured on the task's first validation set.
     Raises ``UsageError`` for a task without one, ``ExportError`` where it cannot be converted.
     """
     require_packages(
@@ -212,10 +216,5 @@ def make_int8(
                 "training in int8", now.step, now.steps, f"loss {now.loss:.3f}"
             ),
         )
-        draft = path.with_name(f"{path.stem}-trained.tflite")
-        trained = write(tuned, draft)
-        if trained >= after:
-            draft.replace(path)
-        else:
-            draft.unlink()
+        trained = write(tuned, path)
     return Int8Report(fp32, after, trained, steps, len(pictures), str(path))

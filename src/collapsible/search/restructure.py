@@ -36,6 +36,7 @@ from collapsible.search.gates import (
     measure_importance,
     recalibrate,
 )
+from collapsible.search.int8 import make_int8
 from collapsible.search.inverted import Bottleneck, require_bottlenecks
 from collapsible.search.latency_table import LatencyTable, build_latency_table
 from collapsible.search.plan import (
@@ -174,6 +175,7 @@ class Restructuring:
         self.fabric = fabric or start_fabric(self.recipe)
         self.on_progress = on_progress or (lambda *_: None)
         self.seconds: dict[str, float] = {}
+        self.processor: dict[str, float] = {}
 
     def make_plan(self, budget: float | str | None) -> Plan:
         """The latency table, the search and the selection; the plan is in ``folder/plan.toml``."""
@@ -224,7 +226,8 @@ class Restructuring:
                 plan = choose_forms(table, self.blocks, budget_ms, importance, values)
                 plan = replace(plan, network=self.recipe.network.name)
                 write_plan(plan, self.folder / "plan.toml")
-            _write_text(self.folder / "seconds.json", json.dumps(self.seconds))
+            spent = {"seconds": self.seconds, "processor_seconds": self.processor}
+            _write_text(self.folder / "seconds.json", json.dumps(spent))
         plan = self.fabric.broadcast(plan)
         assert plan is not None
         return plan
@@ -240,7 +243,8 @@ class Restructuring:
             )
         self._guard("finetune")
         if not self.seconds and (self.folder / "seconds.json").is_file():
-            self.seconds = json.loads((self.folder / "seconds.json").read_text(encoding="utf-8"))
+            spent = json.loads((self.folder / "seconds.json").read_text(encoding="utf-8"))
+            self.seconds, self.processor = spent["seconds"], spent["processor_seconds"]
         network = apply_plan(self._searched(plan), plan)
         folder, recipe = self.folder / "finetune", self.recipe
         if not folder.is_dir():
@@ -264,11 +268,42 @@ class Restructuring:
             with self._phase("report"):
                 metrics = report.metrics or self.task.validate(network)
                 made = self._report(network, plan, metrics, report.weights)
-            made = replace(made, seconds=self.seconds)
+            made = replace(made, seconds=self.seconds, processor_seconds=self.processor)
             _write_text(self.folder / "report.json", made.json())
         made = self.fabric.broadcast(made)
         assert made is not None
         return network, made
+
+    def write_int8(
+        self, network: nn.Module, report: RestructureReport, *, steps: int = 0
+    ) -> RestructureReport:
+        """``network.tflite`` in the folder: int8, calibrated on training pictures, and measured.
+
+        ``network`` and ``report`` are ``finish``'s; its ``report.json`` is written anew. With
+        ``steps`` the network is first trained so long in int8 form, the original as its teacher.
+        Raises ``UsageError`` without validation pictures, ``ExportError`` where it cannot be
+        converted, ``MissingExtraError`` without the converter.
+        """
+        side = self.task.preprocessing.size
+        if self.size != (1, 3, side, side):
+            raise UsageError(
+                f"int8: latencies are of {list(self.size)}, validation pictures of {side}x{side}"
+            )
+        with self._phase("int8"):
+            made = make_int8(
+                collapse(network)[0] if report.plan.dense else network,
+                self.task,
+                self.folder / "network.tflite",
+                steps=steps,
+                teacher=self._teacher(),
+                fabric=self.fabric,
+                resume=self.resume,
+                on_progress=self.on_progress,
+            )
+        report = replace(report, int8=made, seconds=self.seconds, processor_seconds=self.processor)
+        if self.fabric.is_global_zero:
+            _write_text(self.folder / "report.json", report.json())
+        return report
 
     def _report(
         self, network: nn.Module, plan: Plan, metrics: dict[str, float], weights: Path
@@ -349,9 +384,11 @@ class Restructuring:
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        spent = time.process_time() - processor
+        self.processor[name] = self.processor.get(name, 0.0) + spent
 
 
 def _task(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from collapsible.errors import UsageError
 from collapsible.search.gates import GateSpec
+from collapsible.search.int8 import Int8Report
 from collapsible.search.plan import Plan
 
 
@@ -34,7 +35,9 @@ class RestructureReport:
     collapsed networks (of what runs on the NPU alone, where ``cpu_operators`` fall off it).
     ``metrics_before`` and ``metrics_after`` are as the task measures (top-1 and top-5 in per cent).
     ``collapse_error`` is the largest difference between the trained wide network and the collapsed
-    one in float64, of outputs that reach ``output_range``. ``seconds`` of each phase are measured.
+    one in float64, of outputs that reach ``output_range``. ``seconds`` of each phase are measured,
+    by the clock; ``processor_seconds`` are those that this process computed in them.
+    ``int8`` is there where an int8 file was asked for.
     """
 
     plan: Plan
@@ -52,6 +55,8 @@ class RestructureReport:
     seconds: dict[str, float]
     weights: str
     cpu_operators: tuple[str, ...] = ()
+    processor_seconds: dict[str, float] = field(default_factory=dict)
+    int8: Int8Report | None = None
 
     def json(self) -> str:
         """The report as a JSON object."""
@@ -79,5 +84,7 @@ class RestructureReport:
             lines.append(f"{name:<12} {old}{value:.2f} % (measured)")
         if self.cpu_operators:
             lines.append(f"not counted  on the CPU: {', '.join(self.cpu_operators)}")
+        if self.int8 is not None:
+            lines.append(self.int8.table())
         spent = ", ".join(f"{name} {value:.0f} s" for name, value in self.seconds.items())
         return "\n".join([*lines, f"time         {spent}", f"weights      {self.weights}"])
