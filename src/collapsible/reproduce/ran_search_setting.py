@@ -61,18 +61,18 @@ FULL = Setting(
     width=0.35,
     batch=64,
     steps=1000,
-    search=80,
-    extra=240,
+    search=60,
+    extra=300,
     target="ethos-u55-256",
     targets=("ethos-u55-256", "ethos-u65-256"),
-    budget=0.6,
+    budget=0.65,
     seeds=3,
     arms=("earliest", "random-1", "pattern-c", "pattern-gt", "from-scratch", "mobilenetv2"),
     int8_steps=60,
     calibration=32,
 )
 NETWORK = "ran_e_base"
-RATE, TUNING_RATE, DISTIL = 3e-3, 1e-3, 0.5
+RATE, TUNING_RATE, DISTIL = 3e-3, 2e-3, 0.5
 
 
 def base_recipe(setting: Setting, seed: int) -> Recipe:

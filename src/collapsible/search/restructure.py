@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,14 +40,13 @@ from collapsible.search.inverted import Bottleneck, require_bottlenecks
 from collapsible.search.latency_table import LatencyTable, build_latency_table
 from collapsible.search.plan import (
     Plan,
-    PlannedBlock,
     apply_plan,
     check_plan,
     read_plan,
     write_plan,
 )
+from collapsible.search.restructure_choice import choose_forms, read_budget
 from collapsible.search.restructure_report import RestructureReport, RestructureSpec
-from collapsible.search.selection import Option, select
 from collapsible.training.classification import Classification
 from collapsible.training.loop import Progress, start_fabric, train
 from collapsible.training.recipes import (
@@ -245,11 +243,9 @@ class Restructuring:
         if not self.seconds and (self.folder / "seconds.json").is_file():
             spent = json.loads((self.folder / "seconds.json").read_text(encoding="utf-8"))
             self.seconds, self.processor = spent["seconds"], spent["processor_seconds"]
-        network = apply_plan(self._searched(plan), plan)
         folder, recipe = self.folder / "finetune", self.recipe
-        if not folder.is_dir():
-            steps = range(recipe.steps, recipe.steps + STATISTICS_BATCHES)
-            recalibrate(network, self.task, steps, recipe.data.batch)
+        # A run that goes on has its weights in its checkpoint.
+        network = apply_plan(self.original, plan) if folder.is_dir() else self._start(plan)
         task = DistilTask(self.task, recipe.steps, self.spec.distil)
         with self._phase("fine-tuning"), teacher_beside(network, self._teacher()):
             report = train(
@@ -350,6 +346,28 @@ class Restructuring:
         speed = max(1.0, REACH / (recipe.steps * recipe.optimiser.learning_rate))
         return gate_network(self.original, blocks, speed, self.spec.gates.start)
 
+    def _start(self, plan: Plan) -> nn.Module:
+        """The planned network with the search's weights or the original's: the lesser loss.
+
+        A search that was stopped short has bent blocks that the plan then keeps. Batch norms have
+        their statistics taken anew either way.
+        """
+        batch, first = self.recipe.data.batch, self.recipe.steps
+        sources = [self.original]
+        if (searched := self._searched(plan)) is not self.original:
+            sources.append(searched)
+        networks = [apply_plan(source, plan) for source in sources]
+        losses = []
+        for network in networks:
+            recalibrate(network, self.task, range(first, first + STATISTICS_BATCHES), batch)
+            with torch.no_grad():
+                drawn = (
+                    self.task.batch(first + STATISTICS_BATCHES + step, range(batch))
+                    for step in range(IMPORTANCE_BATCHES if len(networks) > 1 else 0)
+                )
+                losses.append(sum(float(self.task.loss(network(x), y)) for x, y in drawn))
+        return networks[self.fabric.broadcast(losses.index(min(losses)))]
+
     def _searched(self, plan: Plan) -> nn.Module:
         """The original with the weights that the search left, if there was one in this folder."""
         weights = self.folder / "search" / "weights.safetensors"
@@ -404,64 +422,6 @@ def _task(
     if recipe.task != "classification":
         raise UsageError(f"{recipe.name} is a recipe of {recipe.task}; one of classification is")
     return Classification(recipe, Path(data), network=network)
-
-
-def read_budget(budget: float | str, network_ms: float) -> float:
-    """A budget in milliseconds: ``0.6`` of the network's latency, or ``"4.5ms"``.
-
-    Raises ``UsageError`` for anything else.
-    """
-    text = str(budget).strip().lower()
-    in_ms = text.endswith("ms")
-    try:
-        value = float(text.removesuffix("ms"))
-    except ValueError:
-        raise UsageError(f"budget {budget!r}: a share as 0.6, or milliseconds as 4.5ms") from None
-    if not 0 < value < math.inf:
-        raise UsageError(f"budget {budget}: it must be above 0")
-    if not in_ms and value > 1:
-        raise UsageError(
-            f"budget {budget}: a share of the network's latency is at most 1; "
-            f"milliseconds are written {value:g}ms"
-        )
-    return value if in_ms else value * network_ms
-
-
-def choose_forms(
-    table: LatencyTable,
-    blocks: Sequence[Bottleneck],
-    budget_ms: float,
-    importance: Mapping[str, float],
-    gates: Mapping[str, float],
-) -> Plan:
-    """The plan with the least total importance of dense blocks within the budget.
-
-    ``importance`` and ``gates`` are by block name; 0 and 1 where a block has none. Raises
-    ``BudgetError`` with the least latency where nothing meets the budget.
-    """
-    planned, options = [], []
-    for block, row in zip(blocks, table.blocks, strict=True):
-        keep, dense = row.keep.latency_ms, row.dense.latency_ms
-        assert keep is not None
-        loss = importance.get(block.name, 0.0)
-        choices = [Option("keep", keep, 0.0)]
-        if dense is not None:
-            choices.append(Option("dense", dense, loss))
-        options.append(choices)
-        gate = gates.get(block.name, 1.0)
-        planned.append(PlannedBlock(block.name, "keep", block.shape, keep, dense, loss, gate))
-    found = select(options, budget_ms, table.rest_ms)
-    return Plan(
-        network="",
-        target=table.target,
-        input_size=table.input_size,
-        source=table.source,
-        rest_ms=table.rest_ms,
-        budget_ms=budget_ms,
-        blocks=tuple(
-            replace(block, form=form) for block, form in zip(planned, found.forms, strict=True)
-        ),
-    )
 
 
 def load_restructured(

@@ -1,0 +1,71 @@
+"""From a budget, latencies and importances to the plan that is best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from collapsible.errors import UsageError
+from collapsible.search.inverted import Bottleneck
+from collapsible.search.latency_table import LatencyTable
+from collapsible.search.plan import Plan, PlannedBlock
+from collapsible.search.selection import Option, select
+
+
+def read_budget(budget: float | str, network_ms: float) -> float:
+    """A budget in milliseconds: ``0.6`` of the network's latency, or ``"4.5ms"``.
+
+    Raises ``UsageError`` for anything else.
+    """
+    text = str(budget).strip().lower()
+    in_ms = text.endswith("ms")
+    try:
+        value = float(text.removesuffix("ms"))
+    except ValueError:
+        raise UsageError(f"budget {budget!r}: a share as 0.6, or milliseconds as 4.5ms") from None
+    if not 0 < value < math.inf:
+        raise UsageError(f"budget {budget}: it must be above 0")
+    if not in_ms and value > 1:
+        raise UsageError(
+            f"budget {budget}: a share of the network's latency is at most 1; "
+            f"milliseconds are written {value:g}ms"
+        )
+    return value if in_ms else value * network_ms
+
+
+def choose_forms(
+    table: LatencyTable,
+    blocks: Sequence[Bottleneck],
+    budget_ms: float,
+    importance: Mapping[str, float],
+    gates: Mapping[str, float],
+) -> Plan:
+    """The plan with the least total importance of dense blocks within the budget.
+
+    ``importance`` and ``gates`` are by block name; 0 and 1 where a block has none. Raises
+    ``BudgetError`` with the least latency where nothing meets the budget.
+    """
+    planned, options = [], []
+    for block, row in zip(blocks, table.blocks, strict=True):
+        keep, dense = row.keep.latency_ms, row.dense.latency_ms
+        assert keep is not None
+        loss = importance.get(block.name, 0.0)
+        choices = [Option("keep", keep, 0.0)]
+        if dense is not None:
+            choices.append(Option("dense", dense, loss))
+        options.append(choices)
+        gate = gates.get(block.name, 1.0)
+        planned.append(PlannedBlock(block.name, "keep", block.shape, keep, dense, loss, gate))
+    found = select(options, budget_ms, table.rest_ms)
+    return Plan(
+        network="",
+        target=table.target,
+        input_size=table.input_size,
+        source=table.source,
+        rest_ms=table.rest_ms,
+        budget_ms=budget_ms,
+        blocks=tuple(
+            replace(block, form=form) for block, form in zip(planned, found.forms, strict=True)
+        ),
+    )
