@@ -24,6 +24,7 @@ from collapsible.search.gates import (
     GateSpec,
     absorb,
     gate_network,
+    gate_speeds,
     measure_importance,
     recalibrate,
 )
@@ -186,6 +187,37 @@ def test_pressure_ends_where_the_budget_is_met(network, table):
     for gate, k, d in zip(gates.values(), keep, dense, strict=True):
         # A gate is pushed towards the faster of its two forms.
         assert (float(gate.logit.grad) > 0) == (k > d)
+
+
+def test_gates_move_as_their_blocks_gain(network):
+    speeds = gate_speeds({"a": 0.5, "b": -0.25, "c": 0.0, "d": 0.001}, 8.0)
+    assert speeds == {"a": 8.0, "b": 4.0, "c": 0.16, "d": 0.16}
+    assert gate_speeds({"a": 0.0}, 3.0) == {"a": 3.0}
+    blocks = require_bottlenecks(network)
+    given = dict(zip(NAMES, (8.0, 2.0, 1.0, 4.0), strict=True))
+    _, gates = gate_network(network, blocks, given)
+    optimiser = torch.optim.Adam([gate.logit for gate in gates.values()], 0.01)
+    sum(gate.gate for gate in gates.values()).backward()
+    optimiser.step()
+    # Adam's first step is the rate, whatever the gradient.
+    for name, gate in gates.items():
+        logit = torch.tensor(0.95).logit() - 0.01 * given[name]
+        assert float(gate.gate.detach()) == pytest.approx(float(logit.sigmoid()), rel=1e-4)
+
+
+def test_fine_tuning_starts_from_the_weights_that_lose_less(network, pictures, task, tmp_path):
+    job = Restructuring(
+        network, task, TARGET, folder=tmp_path, spec=RestructureSpec(1), input_size=SIZE
+    )
+    plan = job.make_plan(0.8)
+    spoilt = job._searched(plan)
+    with torch.no_grad():
+        for parameter in spoilt.parameters():
+            parameter.normal_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "_searched", lambda _: spoilt)
+        found = job._start(plan)
+    assert torch.equal(found.state_dict()["stem.weight"], network.state_dict()["stem.weight"])
 
 
 def test_absorbing_gives_back_the_gated_networks_weights(network):

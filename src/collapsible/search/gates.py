@@ -40,10 +40,17 @@ class GateSpec:
 
 
 def gate_network(
-    network: nn.Module, blocks: Sequence[Bottleneck], speed: float, start: float = 0.95
+    network: nn.Module,
+    blocks: Sequence[Bottleneck],
+    speed: float | Mapping[str, float],
+    start: float = 0.95,
 ) -> tuple[nn.Module, dict[str, GatedBottleneck]]:
-    """A copy of the network with the given blocks gated, and the gated blocks by name."""
-    gated = {b.name: GatedBottleneck(b.parts, start=start, speed=speed) for b in blocks}
+    """A copy of the network with the given blocks gated, and the gated blocks by name.
+
+    ``speed`` is that of all gates, or each one's by the block's name.
+    """
+    speeds = speed if isinstance(speed, Mapping) else {b.name: speed for b in blocks}
+    gated = {b.name: GatedBottleneck(b.parts, start=start, speed=speeds[b.name]) for b in blocks}
     modules: dict[str, nn.Module] = dict(gated)
     return replace_modules(copy.deepcopy(network), modules), gated
 
@@ -63,6 +70,20 @@ def absorb(network: nn.Module, blocks: Sequence[Bottleneck], gated_network: nn.M
             for layer in _LAYERS:
                 own: nn.Module = getattr(block.parts, layer)
                 own.load_state_dict(getattr(gates[block.name], layer).state_dict())
+
+
+def gate_speeds(gains: Mapping[str, float], speed: float) -> dict[str, float]:
+    """The speed of each block's gate: ``speed`` times its share of the greatest gain in latency.
+
+    Under Adam every gate that the latency term pushes at all would move alike, and blocks that
+    gain next to nothing would turn dense with those that gain much. ``gains`` are in any unit and
+    may be negative; the least speed is a fiftieth.
+    """
+    greatest = max((abs(gain) for gain in gains.values()), default=0.0)
+    return {
+        name: speed * max(0.02, abs(gain) / greatest if greatest else 1.0)
+        for name, gain in gains.items()
+    }
 
 
 class GatePressure:

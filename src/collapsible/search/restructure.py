@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,11 +32,12 @@ from collapsible.search.gates import (
     GatePressure,
     absorb,
     gate_network,
+    gate_speeds,
     measure_importance,
     recalibrate,
 )
 from collapsible.search.int8 import make_int8
-from collapsible.search.inverted import Bottleneck, require_bottlenecks
+from collapsible.search.inverted import require_bottlenecks
 from collapsible.search.latency_table import LatencyTable, build_latency_table
 from collapsible.search.plan import (
     Plan,
@@ -190,12 +191,9 @@ class Restructuring:
         choose_forms(table, self.blocks, budget_ms, {}, {})
         if self.fabric.is_global_zero:
             _write_text(self.folder / "latency.json", table.json())
-        candidates = [
-            block
-            for block, row in zip(self.blocks, table.blocks, strict=True)
-            if row.dense.latency_ms is not None
-        ]
-        network, gates = self._gated(candidates)
+        network, gates = self._gated(
+            {row.name: (row.keep.latency_ms, row.dense.latency_ms) for row in table.blocks}
+        )
         pressure = GatePressure(gates, table, budget_ms, self.spec.gates)
         recipe = self._search_recipe()
         task = DistilTask(self.task, recipe.steps, self.spec.distil, pressure)
@@ -340,11 +338,20 @@ class Restructuring:
             on_form=lambda done, total: self.on_progress("latency table", done, total, ""),
         )
 
-    def _gated(self, blocks: Sequence[Bottleneck]) -> tuple[nn.Module, dict[str, GatedBottleneck]]:
+    def _gated(
+        self, latencies: Mapping[str, tuple[float | None, float | None]]
+    ) -> tuple[nn.Module, dict[str, GatedBottleneck]]:
+        """Every block gated that has both forms; latencies are of the kept and the dense one."""
         torch.manual_seed(self.recipe.seed)
         recipe = self._search_recipe()
         speed = max(1.0, REACH / (recipe.steps * recipe.optimiser.learning_rate))
-        return gate_network(self.original, blocks, speed, self.spec.gates.start)
+        gains = {
+            name: keep - dense
+            for name, (keep, dense) in latencies.items()
+            if keep is not None and dense is not None
+        }
+        blocks = [block for block in self.blocks if block.name in gains]
+        return gate_network(self.original, blocks, gate_speeds(gains, speed), self.spec.gates.start)
 
     def _start(self, plan: Plan) -> nn.Module:
         """The planned network with the search's weights or the original's: the lesser loss.
@@ -373,8 +380,7 @@ class Restructuring:
         weights = self.folder / "search" / "weights.safetensors"
         if not weights.is_file():
             return self.original
-        names = {block.name for block in plan.blocks if block.dense_ms is not None}
-        gated, _ = self._gated([block for block in self.blocks if block.name in names])
+        gated, _ = self._gated({b.name: (b.keep_ms, b.dense_ms) for b in plan.blocks})
         try:
             load_state(gated, read_state(weights), str(weights))
         except WeightsError as error:
