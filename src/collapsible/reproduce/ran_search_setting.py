@@ -15,9 +15,9 @@ class Setting:
 
     Networks are trained at ``side`` pixels and measured at ``test_side``; latencies are of that
     size. ``steps`` train the base, ``extra`` more train everything made of it: the searched network
-    spends ``search`` of them on the search. Of the base and the searched network there are
-    ``seeds``; ``arms`` are the others. ``int8_steps`` are trained in int8 form where an int8 file
-    loses more than ``worth`` points. ``calibration`` counts training pictures.
+    spends ``search`` of them on the search. The arms in ``every`` are made of each of ``seeds``
+    bases, those in ``arms`` of the first alone. ``int8_steps`` are trained in int8 form where an
+    int8 file loses more than ``worth`` points. ``calibration`` counts training pictures.
     ``targets`` are those of the int8 files; none takes ``target`` for the networks.
     """
 
@@ -32,6 +32,7 @@ class Setting:
     targets: tuple[str, ...]
     budget: float
     seeds: int
+    every: tuple[str, ...]
     arms: tuple[str, ...]
     int8_steps: int
     calibration: int
@@ -50,6 +51,7 @@ SMALL = Setting(
     targets=(),
     budget=0.9,
     seeds=1,
+    every=("base", "searched"),
     arms=("random-1",),
     int8_steps=4,
     calibration=8,
@@ -67,6 +69,7 @@ FULL = Setting(
     targets=("ethos-u55-256", "ethos-u65-256"),
     budget=0.65,
     seeds=3,
+    every=("base", "searched", "continued"),
     arms=("earliest", "random-1", "pattern-c", "pattern-gt", "from-scratch", "mobilenetv2"),
     int8_steps=60,
     calibration=32,
