@@ -312,6 +312,13 @@ def test_a_plan_that_cannot_be(small_plan: Plan, change: dict[str, Any]) -> None
         replace(small_plan, **change)
 
 
+def test_attacks_on_bare_classifiers_alone(small_plan: Plan) -> None:
+    jobs = list(list_jobs(replace(small_plan, bare_only=True)))
+    assert {job.through for job in jobs} == {"none"}
+    through_none = [job for job in list_jobs(small_plan) if job.through == "none"]
+    assert jobs == through_none
+
+
 def test_numbers_and_attacks_are_read() -> None:
     assert read_number("8/255") == 8 / 255
     assert read_number("0") == 0

@@ -76,6 +76,7 @@ class Plan:
     pixel values of [0, 1]. ``threats`` are of ``THREATS``; ``eot`` passes are averaged in adaptive
     attacks. ``batch`` pictures are attacked at a time, fewer where memory runs out.
     ``calibration`` is a folder of pictures for networks in int8, none of which is attacked.
+    With ``bare_only`` no attack is made through a defence, whatever the threats.
     """
 
     data: str
@@ -95,6 +96,7 @@ class Plan:
     weights: tuple[tuple[str, str], ...] = ()
     classes: str | None = None
     calibration: str | None = None
+    bare_only: bool = False
 
     def __post_init__(self) -> None:
         names = [spec.name for spec in self.classifiers]
@@ -156,7 +158,7 @@ def list_jobs(plan: Plan) -> Iterator[Job]:
     for epsilon in plan.epsilons:
         for attack in plan.attacks:
             for name in names:
-                for through in plan.defences:
+                for through in (NONE,) if plan.bare_only else plan.defences:
                     targets = tuple(_targets(plan, name, through))
                     if targets and through == NONE and (name, NONE) not in targets:
                         targets = ((name, NONE), *targets)

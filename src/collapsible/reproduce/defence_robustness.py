@@ -188,6 +188,7 @@ def _parts(
             defences=few,
             attacks=base.attacks[1:3],
             threats=("transfer",),
+            bare_only=True,
             limit=size.transfer,
         )
     through = replace(
@@ -204,6 +205,7 @@ def _parts(
             defences=(*few, *in_int8),
             attacks=(*fast, *base.attacks[3:4]),
             threats=("grey-box", "transfer"),
+            bare_only=True,
             limit=size.integers,
         )
         parts[f"adaptive, {INT8}"] = replace(through, classifiers=(integers,), defences=in_int8[:1])
