@@ -129,7 +129,7 @@ def test_the_search_measures_this_machine(task, network, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_search_to_the_end(tmp_path):
-    """torchrun with gloo: the chain to its end; untrained weights are drawn anew each time."""
+    """torchrun with gloo: the chain to its end."""
     draw_pictures(tmp_path / "data", 32)
     (tmp_path / "tiny.toml").write_text(
         'name = "tiny"\ntask = "classification"\nsteps = 2\n[network]\nname = "x"\n'

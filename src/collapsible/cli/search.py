@@ -156,6 +156,8 @@ def ran_e(
 
 def _load(network: str, weights: Path | None, data: Path) -> tuple[nn.Module, str, bool, int]:
     """The network, its name, whether it has weights, and the side of its pictures."""
+    import torch
+
     from collapsible.evaluation.labelled import find_labelled, find_part
     from collapsible.models.trained import (
         create_classifier,
@@ -174,6 +176,8 @@ def _load(network: str, weights: Path | None, data: Path) -> tuple[nn.Module, st
         loaded, steps, _ = load_named_classifier(network, weights)
         return loaded, network, True, steps.size
     classes = len(find_labelled(find_part(data, "train") or data).classes)
+    # Every process, and every run that is resumed, has to draw the same weights.
+    torch.manual_seed(0)
     made = create_classifier(network, classes)
     return made, network, False, preprocessing_of(made).size
 
