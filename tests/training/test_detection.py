@@ -334,9 +334,11 @@ def test_resuming_changes_no_bit(discs, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_commands_work(discs, tmp_path):
-    recipe = replace(parse_recipe(TINY), steps=2)
+def test_it_learns_and_the_commands_work(discs, tmp_path):
+    recipe = replace(parse_recipe(TINY), steps=120, checkpoint_every=200, validate_every=200)
     report, _ = train_detector(recipe, discs, tmp_path / "run")
+    # Chance is far below: the class and the place must both be right.
+    assert report.metrics["val/mAP50"] > 50
     done = call("evaluate", report.weights, "--data", discs, "--json")
     assert done.exit_code == 0, done.output
     measured = json.loads(done.stdout)
@@ -348,9 +350,32 @@ def test_the_commands_work(discs, tmp_path):
     )
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["pictures"][0]
-    assert len(found["boxes"]) == len(found["labels"]) == len(found["scores"])
+    assert len(found["boxes"]) == len(found["labels"]) == len(found["scores"]) > 0
     assert set(found["labels"]) <= {"blue", "red"}
-    assert np.asarray(Image.open(tmp_path / "o.png")).shape == (96, 96, 3)
+    drawn, plain = np.asarray(Image.open(tmp_path / "o.png")), np.asarray(Image.open(source))
+    assert drawn.shape == plain.shape
+    assert (drawn != plain).any()
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    Image.open(source).save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"none")
+    done = call("detect", folder, "--weights", report.weights)
+    assert done.exit_code == 0
+    assert [p.name for p in (tmp_path / "mixed-boxes").iterdir()] == ["a.png.png"]
+    assert call("detect", folder, "--weights", report.weights, "--strict").exit_code == 1
+    # Data with a class that it does not know.
+    other = voc(tmp_path / "other", [("bird", (1, 1, 9, 9))])
+    done = call("evaluate", report.weights, "--data", other)
+    assert done.exit_code == 2
+    with pytest.raises(UsageError, match="knows 2 classes"):
+        train_detector(parse_recipe(TINY), other, tmp_path / "x", start=report.weights)
+    card = json.loads(report.weights.with_suffix(".json").read_text())
+    report.weights.with_suffix(".json").write_text(json.dumps({**card, "task": "classification"}))
+    with pytest.raises(WeightsError, match="not a detector's card"):
+        load_detector(report.weights)
+    report.weights.with_suffix(".json").write_text(json.dumps({**card, "backbone": "ran_i_pico"}))
+    with pytest.raises(UsageError, match="channels"):
+        load_detector(report.weights)
 
 
 def test_errors_of_the_commands(tmp_path):

@@ -146,6 +146,19 @@ TABLES: tuple[Table, ...] = (
         extra="dev",
     ),
     Table(
+        "ran/detection",
+        "Faster R-CNN behind RAN-i and a ConvNeXt: average precision, frames a second",
+        "ran_detection:detection",
+        full="--data BCCD, both forms, from classifiers in --runs (hours on a CPU; resumes)",
+        small="drawn discs of 96 pixels, four steps, the pyramid form (a minute)",
+        trains=True,
+        packages=(
+            *("torch", "torchvision", "safetensors", "lightning", "tensorboard", "timm"),
+            "faster_coco_eval",
+        ),
+        extra="detect",
+    ),
+    Table(
         "defence/npu",
         "SESR or FSRCNN before MobileNetV2 on Ethos-U: stages, end to end; the threefold claim",
         "defence_npu:npu",
