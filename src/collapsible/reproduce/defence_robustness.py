@@ -83,7 +83,7 @@ class Size:
 
 FULL = Size(
     nette=120,
-    sweep=24,
+    sweep=64,
     imagenet=40,
     others=40,
     transfer=24,
