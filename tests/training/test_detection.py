@@ -345,9 +345,7 @@ def test_it_learns_and_the_commands_work(discs, tmp_path):
     assert measured["scores"]["map50"] == pytest.approx(report.metrics["val/mAP50"])
     assert measured["pictures"] == 12
     source = discs / "JPEGImages" / "val000.png"
-    done = call(
-        "detect", source, "--weights", report.weights, "--out", tmp_path / "o.png", "--json"
-    )
+    done = call("detect", source, "--weights", report.weights, "-o", tmp_path / "o.png", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)["pictures"][0]
     assert len(found["boxes"]) == len(found["labels"]) == len(found["scores"]) > 0

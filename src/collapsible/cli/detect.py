@@ -18,15 +18,17 @@ if TYPE_CHECKING:
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (213, 94, 0))
 
 
-@example("collapsible detect blood.jpg --weights runs/detect/weights.safetensors --out found.png")
+@example("collapsible detect blood.jpg --weights runs/detect/weights.safetensors -o found.png")
 def detect(
     picture: Annotated[Path, typer.Argument(help="A picture, or a folder of them.")],
     weights: Annotated[Path, typer.Option(help="A trained detector, its card beside it.")],
-    out: Annotated[
+    output: Annotated[
         Path | None,
         typer.Option(
+            "-o",
+            "--output",
             help="Picture with boxes drawn (default: NAME-boxes.png beside it); for a folder "
-            "the folder of them (default: FOLDER-boxes)."
+            "the folder of them (default: FOLDER-boxes).",
         ),
     ] = None,
     score: Annotated[float, typer.Option(help="Least score that is shown.")] = 0.5,
@@ -48,7 +50,7 @@ def detect(
     if not 0 <= score <= 1:
         raise UsageError(f"--score {score}: expected 0 to 1")
     sources = list_any(picture)
-    targets = _targets(picture, sources, out)
+    targets = _targets(picture, sources, output)
     for target in targets:
         output_format(target)
     network, card = load_detector(weights)
@@ -98,10 +100,10 @@ def detect(
         print(f"{one['picture']}: {told or 'nothing'}; drawn in {one['drawn']}")
 
 
-def _targets(picture: Path, sources: list[Path], out: Path | None) -> list[Path]:
+def _targets(picture: Path, sources: list[Path], output: Path | None) -> list[Path]:
     if not picture.is_dir():
-        return [out or picture.with_name(f"{picture.stem}-boxes.png")]
-    folder = out or picture.with_name(f"{picture.resolve().name}-boxes")
+        return [output or picture.with_name(f"{picture.stem}-boxes.png")]
+    folder = output or picture.with_name(f"{picture.resolve().name}-boxes")
     # Whole names, so that a.png and a.jpg do not meet.
     return [folder / f"{source.name}.png" for source in sources]
 
