@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from collapsible.defence.batches import in_batches
 from collapsible.defence.preprocessing_scaling import SuperResolution
-from collapsible.deploy.cache import cache_folder
+from collapsible.deploy.cache import cache_folder, make_cache_folder
 from collapsible.deploy.litert import run_litert, save_litert
 from collapsible.deploy.npu import fingerprint
-from collapsible.errors import CollapsibleError, UsageError
+from collapsible.errors import UsageError
 
 INT8 = "int8"
 BATCH = 4
@@ -67,13 +67,7 @@ class IntegerForm(nn.Module):
         digest = hashlib.sha256(arrays.tobytes()).hexdigest()[:16]
         path = cache_folder() / f"int8-{fingerprint(self.network, size)}-{digest}.tflite"
         if not path.is_file():
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise CollapsibleError(
-                    f"cannot write to the cache {path.parent}: {error.strerror or error} "
-                    "(set COLLAPSIBLE_CACHE to a folder that can be written)"
-                ) from error
+            make_cache_folder(path.parent)
             save_litert(self.network, path, size, calibration=list(arrays))
         self._files[shape] = path
         return path

@@ -20,11 +20,11 @@ from collapsible.costs import cost
 from collapsible.costs.roofline import tiled_size
 from collapsible.costs.targets import Target
 from collapsible.costs.trace import Value, trace
-from collapsible.deploy.cache import cache_folder
+from collapsible.deploy.cache import cache_folder, make_cache_folder
 from collapsible.deploy.estimate_report import LayerEstimate
 from collapsible.deploy.litert import save_litert
 from collapsible.deploy.vela import VelaLayer, VelaReport, compile_vela
-from collapsible.errors import CollapsibleError, UsageError, require_packages
+from collapsible.errors import UsageError, require_packages
 
 # Speed hangs on shapes alone, so random pictures will do to find the ranges of int8.
 CALIBRATION_PICTURES = 2
@@ -49,13 +49,7 @@ def to_tflite(network: nn.Module, size: Sequence[int], *, cache: str | Path | bo
     path = base / f"tflite-{key}.tflite"
     if path.is_file() and path.stat().st_size:
         return path
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CollapsibleError(
-            f"cannot write to the cache {base}: {error.strerror or error} "
-            "(set COLLAPSIBLE_CACHE to a folder that can be written)"
-        ) from error
+    make_cache_folder(base)
     random = np.random.default_rng(0)
     pictures = [
         random.random((channels, height, width), dtype=np.float32)

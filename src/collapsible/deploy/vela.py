@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from collapsible.costs.targets import Target, VelaSettings, find_target
-from collapsible.deploy.cache import cache_folder
+from collapsible.deploy.cache import cache_folder, unwritable
 from collapsible.deploy.tflite_file import NPU_OPERATOR, check_tflite, read_tflite
 from collapsible.errors import CollapsibleError, UsageError, require_packages
 from collapsible.imaging import atomic_write
@@ -177,10 +177,7 @@ def _cached(data: bytes, target: Target, version: str, base: Path, name: str) ->
         base.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=".vela-", dir=base))
     except OSError as error:
-        raise CollapsibleError(
-            f"cannot write to the cache {base}: {error.strerror or error} "
-            "(set COLLAPSIBLE_CACHE to a folder that can be written)"
-        ) from error
+        raise unwritable(base, error) from error
     try:
         _run_vela(data, target.vela, draft, name)
         _read(draft, target, version)

@@ -8,10 +8,9 @@ five anchor sizes of three shapes at each place, two layers of 512. ``fpn`` has 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from collapsible.errors import UnknownNameError, UsageError, WeightsError, require_packages
+from collapsible.models.cards import (
+    card_path,
+    has_trained_card,
+    read_trained_card,
+    write_trained_card,
+)
 from collapsible.models.registry import load_state, read_state, save_weights
-from collapsible.models.trained import card_path, preprocessing_of
+from collapsible.models.trained import preprocessing_of
 
 TASK = "detection"
 FORMS = ("single", "fpn")
@@ -212,18 +217,7 @@ def load_backbone(detector: Detector, path: Path) -> None:
 
 def write_detector_card(network: nn.Module, card: DetectorCard, path: Path) -> None:
     """Write the card of weights that lie at ``path`` already, whole or not at all."""
-    record = asdict(card) | {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
-    draft = path.with_name(f".{card_path(path).name}.draft")
-    try:
-        draft.write_text(json.dumps({"task": TASK, **record}, indent=2) + "\n", encoding="utf-8")
-        draft.replace(card_path(path))
-    except OSError as error:
-        raise WeightsError(f"cannot write {card_path(path)}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    write_trained_card(network, card, path, TASK)
 
 
 def save_detector(network: nn.Module, card: DetectorCard, path: Path) -> None:
@@ -234,30 +228,14 @@ def save_detector(network: nn.Module, card: DetectorCard, path: Path) -> None:
 
 def has_detector_card(weights: Path) -> bool:
     """Whether the file has a detector's card beside it."""
-    try:
-        record = json.loads(card_path(weights).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("task") == TASK
+    return has_trained_card(weights, TASK)
 
 
 def read_detector_card(weights: Path) -> DetectorCard:
     """The card beside a weights file; raises ``WeightsError`` if it is missing or none."""
-    path = card_path(weights)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.pop("task", None) != TASK:
-            raise WeightsError(f"{path}: not a detector's card")
-        unknown = set(record) - {f.name for f in fields(DetectorCard)}
-        if unknown:
-            raise WeightsError(f"{path}: unknown keys {sorted(unknown)}")
-        return DetectorCard(**{**record, "classes": tuple(record["classes"])})
-    except OSError as error:
-        raise WeightsError(
-            f"no card at {path} says which detector {weights.name} is: {error.strerror or error}"
-        ) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise WeightsError(f"{path}: not a detector's card: {error}") from error
+    return read_trained_card(
+        weights, DetectorCard, TASK, lambda record: {"classes": tuple(record["classes"])}
+    )
 
 
 def load_detector(path: str | Path) -> tuple[Detector, DetectorCard]:

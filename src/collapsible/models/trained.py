@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from collapsible.errors import UsageError, WeightsError, require_packages
+from collapsible.models.cards import (
+    card_path,
+    has_trained_card,
+    read_trained_card,
+    write_trained_card,
+)
 from collapsible.models.registry import create_model, load_state, read_state, save_weights
 
 TASK = "classification"
@@ -147,11 +152,6 @@ def load_named_classifier(
     return network.float().eval(), preprocessing_of(network), found
 
 
-def card_path(weights: Path) -> Path:
-    """Where the card of a weights file lies."""
-    return weights.with_suffix(".json")
-
-
 def save_classifier(network: nn.Module, card: ClassifierCard, path: Path) -> None:
     """Write ``path`` (safetensors), then the card beside it; each whole or not at all."""
     save_weights(network, path)
@@ -160,49 +160,23 @@ def save_classifier(network: nn.Module, card: ClassifierCard, path: Path) -> Non
 
 def write_card(network: nn.Module, card: ClassifierCard, path: Path) -> None:
     """Write the card of weights that lie at ``path`` already."""
-    record = asdict(card) | {
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
-    draft = path.with_name(f".{card_path(path).name}.draft")
-    try:
-        draft.write_text(json.dumps({"task": TASK, **record}, indent=2) + "\n", encoding="utf-8")
-        draft.replace(card_path(path))
-    except OSError as error:
-        raise WeightsError(f"cannot write {card_path(path)}: {error.strerror or error}") from error
-    finally:
-        draft.unlink(missing_ok=True)
+    write_trained_card(network, card, path, TASK)
 
 
 def has_classifier_card(weights: Path) -> bool:
     """Whether the file has a classifier's card beside it."""
-    try:
-        record = json.loads(card_path(weights).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(record, dict) and record.get("task") == TASK
+    return has_trained_card(weights, TASK)
 
 
 def read_classifier_card(weights: Path) -> ClassifierCard:
     """The card beside a weights file; raises ``WeightsError`` if it is missing or none."""
-    path = card_path(weights)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict) or record.pop("task", None) != TASK:
-            raise WeightsError(f"{path}: not a classifier's card")
-        unknown = set(record) - {f.name for f in fields(ClassifierCard)}
-        if unknown:
-            raise WeightsError(f"{path}: unknown keys {sorted(unknown)}")
+
+    def restore(record: dict[str, Any]) -> dict[str, Any]:
         steps = dict(record["preprocessing"])
         steps |= {key: tuple(steps[key]) for key in ("mean", "std")}
-        record |= {"preprocessing": Preprocessing(**steps), "classes": tuple(record["classes"])}
-        return ClassifierCard(**record)
-    except OSError as error:
-        raise WeightsError(
-            f"no card at {path} says which classifier {weights.name} is: {error.strerror or error}"
-        ) from error
-    except (ValueError, TypeError, KeyError) as error:
-        raise WeightsError(f"{path}: not a classifier's card: {error}") from error
+        return {"preprocessing": Preprocessing(**steps), "classes": tuple(record["classes"])}
+
+    return read_trained_card(weights, ClassifierCard, TASK, restore)
 
 
 def load_classifier(path: str | Path) -> tuple[nn.Module, ClassifierCard]:

@@ -25,7 +25,7 @@ from collapsible.blocks.restructurable import (
     PreactivatedBottleneck,
 )
 from collapsible.costs.targets import Target, find_target
-from collapsible.deploy.cache import cache_folder
+from collapsible.deploy.cache import cache_folder, make_cache_folder
 from collapsible.deploy.estimate import estimate
 from collapsible.deploy.host import processor
 from collapsible.errors import CollapsibleError, MissingExtraError, UsageError
@@ -194,13 +194,7 @@ def _form_latency(
             reason = f"{names} falls off the target" if names else "it does not fit the memory"
         latency = FormLatency(report.latency_ms, report.source, reason)
     if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CollapsibleError(
-                f"cannot write to the cache {path.parent}: {error.strerror or error} "
-                "(set COLLAPSIBLE_CACHE to a folder that can be written)"
-            ) from error
+        make_cache_folder(path.parent)
         with atomic_write(path) as file:
             file.write(json.dumps(asdict(latency)).encode())
     return latency, True
