@@ -414,3 +414,36 @@ def test_shipped_recipes_build(net, form):
         recipe.network.name, 3, size=recipe.data.size, **recipe.network.options
     )
     assert tuple(network.rcnn.roi_heads.box_predictor.cls_score.weight.shape) == (4, 256)
+
+
+def test_under_autocast_the_backbone_alone_is_less_precise():
+    torch.manual_seed(0)
+    network = create_detector("ran_i_pico", 2, size=64, max_size=96, width=32, fpn_width=16)
+    trunk, seen = network.rcnn.backbone, []
+    trunk.fpn.register_forward_hook(lambda _, __, maps: seen.extend(maps.values()))
+    pictures = torch.rand(2, 3, 64, 80)
+    # Height and width, then label and corners of a thing.
+    targets = torch.tensor([[[64, 80, 0, 0, 0], [1, 8, 8, 40, 40]]] * 2, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = network(pictures, targets)
+        loss.backward()
+        found = network.eval()([pictures[0]])[0]
+    assert {value.dtype for value in seen} == {torch.bfloat16}
+    assert loss.dtype == found["boxes"].dtype == torch.float32
+    # Without autocast nothing of it stays behind.
+    seen.clear()
+    network([pictures[0]])
+    assert {value.dtype for value in seen} == {torch.float32}
+
+
+def test_regions_and_samples_bound_the_work():
+    with pytest.raises(UsageError, match="regions=0"):
+        create_detector("ran_i_pico", 2, regions=0)
+    network = create_detector("ran_i_pico", 2, size=64, max_size=96, regions=7, samples=5)
+    rcnn, seen = network.eval().rcnn, []
+    rcnn.roi_heads.box_head.register_forward_hook(lambda _, __, out: seen.append(len(out)))
+    network([torch.rand(3, 64, 80)])
+    network.train()
+    targets = torch.tensor([[[64, 80, 0, 0, 0], [1, 8, 8, 40, 40]]], dtype=torch.float32)
+    network(torch.rand(1, 3, 64, 80), targets)
+    assert seen == [7, 5]

@@ -56,7 +56,10 @@ class DetectorCard:
 
 
 class Backbone(nn.Module):
-    """Pictures [N, 3, H, W] to named maps: ``0`` alone, or the pyramid's ``0``, ``1``, ... ."""
+    """Pictures [N, 3, H, W] to named float32 maps: ``0`` alone, or the pyramid's ``0``, ``1``, ...
+
+    ``lowered`` is the type that it computes in where that is another (a detector sets it).
+    """
 
     def __init__(self, body: nn.Module, channels: list[int], width: int | None) -> None:
         super().__init__()
@@ -66,14 +69,16 @@ class Backbone(nn.Module):
         )
 
         self.body = body
+        self.lowered: torch.dtype | None = None
         self.out_channels = width or channels[-1]
         self.fpn = (
             FeaturePyramidNetwork(channels, width, LastLevelMaxPool()) if width else nn.Identity()
         )
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.body(x)
-        return self.fpn(OrderedDict((str(i), value) for i, value in enumerate(maps)))
+        with torch.autocast(x.device.type, self.lowered, enabled=self.lowered is not None):
+            maps = self.fpn(OrderedDict((str(i), value) for i, value in enumerate(self.body(x))))
+        return OrderedDict((name, value.float()) for name, value in maps.items())
 
 
 class Detector(nn.Module):
@@ -84,6 +89,9 @@ class Detector(nn.Module):
     true height and width first, then label, x1, y1, x2, y2 of each box, label 0 for none. In
     evaluation ``forward(pictures)`` takes a list of [3, H, W] and gives a dictionary for each:
     ``boxes`` [K, 4] in that picture's pixels, ``labels`` [K], ``scores`` [K], best first.
+
+    Under autocast the backbone alone computes in the lower precision: corners in bfloat16 would be
+    off by pixels.
     """
 
     def __init__(self, rcnn: nn.Module) -> None:
@@ -91,6 +99,14 @@ class Detector(nn.Module):
         self.rcnn = rcnn
 
     def forward(self, pictures: Any, targets: Tensor | None = None) -> Any:
+        kind = pictures[0].device.type
+        lowered = torch.is_autocast_enabled(kind)
+        trunk: Any = self.rcnn.backbone
+        trunk.lowered = torch.get_autocast_dtype(kind) if lowered else None
+        with torch.autocast(kind, enabled=False):
+            return self._run(pictures, targets)
+
+    def _run(self, pictures: Any, targets: Tensor | None) -> Any:
         if not self.training:
             return self.rcnn(list(pictures))
         if targets is None:
@@ -115,6 +131,8 @@ def create_detector(
     width: int = 0,
     fpn_width: int = 256,
     anchors: tuple[int, ...] | list[int] = SIZES,
+    regions: int = 1000,
+    samples: int = 512,
     **options: Any,
 ) -> Detector:
     """A newly drawn detector of ``classes`` classes, the background not counted.
@@ -122,7 +140,9 @@ def create_detector(
     ``backbone`` is any timm name with features (``timm:`` before it or not), ``options`` its own.
     ``width`` is that of the two layers behind the regions (0: 512 for ``single``, 1024 for
     ``fpn``), ``fpn_width`` the pyramid's. ``anchors`` are sides in pixels of the resized picture;
-    the pyramid takes one for each of its levels.
+    the pyramid takes one for each of its levels. ``regions`` are the candidates of a picture that
+    reach those two layers (twice as many in training, of which ``samples`` are drawn): what a
+    picture with few objects can save, as the layers run once for each.
     Raises ``UnknownNameError`` and ``UsageError`` for what does not exist or fit.
     """
     require_packages("detection", "timm", "torchvision", extra="detect")
@@ -136,10 +156,11 @@ def create_detector(
 
     if form not in FORMS:
         raise UnknownNameError("form of a detector", form, FORMS)
-    if classes < 1 or size < 32 or max_size < size:
+    if classes < 1 or size < 32 or max_size < size or regions < 1 or samples < 1:
         raise UsageError(
-            f"classes={classes}, size={size}, max_size={max_size}: at least one class, "
-            "32 pixels, and max_size no less than size"
+            f"classes={classes}, size={size}, max_size={max_size}, regions={regions}, "
+            f"samples={samples}: at least one class, region and sample, 32 pixels, and max_size "
+            "no less than size"
         )
     body, channels, mean, std = _features(backbone, form, options)
     trunk = Backbone(body, channels, fpn_width if form == "fpn" else None)
@@ -160,6 +181,9 @@ def create_detector(
         box_roi_pool=MultiScaleRoIAlign(names, 7, 2),
         box_head=TwoMLPHead(trunk.out_channels * 49, width),
         box_predictor=FastRCNNPredictor(width, classes + 1),
+        rpn_post_nms_top_n_test=regions,
+        rpn_post_nms_top_n_train=2 * regions,
+        box_batch_size_per_image=samples,
     )
     return Detector(rcnn)
 

@@ -173,7 +173,7 @@ def _builder(name: str) -> Callable[..., ConvNeXt]:
 
     def build(*, scale: object = None, **options: Any) -> ConvNeXt:
         # ``scale`` is what the registry hands to every family; a classifier has none.
-        return ConvNeXt(depths, dims, **options)
+        return ConvNeXt(**{"depths": depths, "dims": dims, **options})
 
     build.__name__ = name
     return build

@@ -138,6 +138,15 @@ TABLES: tuple[Table, ...] = (
         packages=("torch", "timm"),
     ),
     Table(
+        "ran/small-scale",
+        "rules of scaling against a ConvNeXt base: trained alike, accuracy and frames a second",
+        "ran_small_scale:small_scale",
+        full="--data imagenette160 or CIFAR-10: nine networks, three seeds (hours; resumes)",
+        small="drawn pictures of 32x32, three networks, six steps (a minute)",
+        trains=True,
+        packages=("torch", "torchvision", "safetensors", "lightning", "tensorboard", "timm"),
+    ),
+    Table(
         "ran/correlation",
         "training-free proxies against the accuracy of small trained networks",
         "ran_correlation:correlation",

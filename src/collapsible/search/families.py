@@ -278,6 +278,8 @@ _BASES: dict[str, tuple[str, Shape | None]] = {
     "convnext_tiny": ("convnext", None),
     "convnext_small": ("convnext", Shape((3, 3, 27, 3), (96, 192, 384, 768))),
     "convnext_base": ("convnext", Shape((3, 3, 27, 3), (128, 256, 512, 1024))),
+    "convnext_atto": ("convnext", Shape((2, 2, 6, 2), (40, 80, 160, 320))),
+    "convnext_femto": ("convnext", Shape((2, 2, 6, 2), (48, 96, 192, 384))),
     "convnext_pico": ("convnext", Shape((2, 2, 6, 2), (64, 128, 256, 512))),
     "inverted_bottleneck": ("inverted-bottleneck", None),
     "resnet18": ("resnet", None),

@@ -7,10 +7,11 @@ machine does falls on all alike. A figure is the median of the rounds, with the 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,6 @@ def measure_speed(
     Raises ``UnknownNameError`` for unknown names, ``UsageError`` for values below 1.
     """
     require_packages("timing classifiers", "timm", extra="train")
-    import os
-
     import timm
 
     import collapsible.models  # noqa: F401  (enters our networks in timm's registry)
@@ -123,23 +122,48 @@ def measure_speed(
             raise UnknownNameError("network", name, timm.list_models(f"*{name[:5]}*"))
     threads = threads or os.cpu_count() or 1
     shape = (batch, 3, size, size)
+    samples = sample_speed(
+        {name: timm.create_model(name) for name in networks},
+        engines,
+        shape,
+        rounds=rounds,
+        threads=threads,
+        tell=tell,
+    )
+    return SpeedReport(shape, rounds, threads, tuple(_rows(samples)))
+
+
+def sample_speed(
+    networks: Mapping[str, nn.Module],
+    engines: Sequence[str],
+    shape: tuple[int, int, int, int],
+    *,
+    rounds: int,
+    threads: int = 0,
+    tell: Callable[[int, int], None] | None = None,
+) -> dict[tuple[str, str], list[float]]:
+    """Pictures a second in each round, by network and engine; ``shape`` is a batch's.
+
+    ``threads`` 0: all cores.
+    """
+    threads = threads or os.cpu_count() or 1
     samples: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         runners = {
             (name, engine): _runner(
-                timm.create_model(name).eval(), engine, shape, threads, Path(folder) / name
+                network.eval(), engine, shape, threads, Path(folder) / name
             )
-            for name in networks
+            for name, network in networks.items()
             for engine in engines
         }
         for run in runners.values():
             run()
         for number in range(rounds):
             for key, run in runners.items():
-                samples.setdefault(key, []).append(batch * _frequency(run))
+                samples.setdefault(key, []).append(shape[0] * _frequency(run))
             if tell is not None:
                 tell(number + 1, rounds)
-    return SpeedReport(shape, rounds, threads, tuple(_rows(samples)))
+    return samples
 
 
 def _rows(samples: dict[tuple[str, str], list[float]]) -> list[Speed]:

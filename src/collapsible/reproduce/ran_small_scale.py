@@ -1,0 +1,469 @@
+"""RAN-i's claim at a size that two cores can train (arXiv 2208.08562): rules of scaling compared.
+
+A ConvNeXt base, and networks that rules make of it for the same or 1.8 times fewer MACs, are
+trained alike on the same pictures with several seeds. What was trained is kept in RUNS, and asked
+again it goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collapsible.errors import UsageError
+from collapsible.reproduce.ran_search import draw_pictures
+from collapsible.reproduce.ran_search_arms import write_json
+from collapsible.reproduce.ran_search_measure import difference, pack, unpack
+from collapsible.reproduce.registry import Request
+from collapsible.reproduce.report import Check, Column, Reproduction, Row, Section, Value
+
+if TYPE_CHECKING:
+    from collapsible.search.families import Family, Shape
+    from collapsible.training import Recipe
+
+PAPER = "RAN (arXiv 2208.08562), RAN-implicit: 2 times fewer MACs at similar accuracy"
+BASE, SEEDS = "convnext_atto", 3
+# The issue's bars: points of top-1, MACs of the base over the network's, frames a second.
+LOSS, FEWER, FASTER = 0.5, 1.8, 1.4
+# How much deeper for its width the published Tiny is than what it was scaled from, ConvNeXt-T.
+DEEPER = 2.5
+PUBLISHED = (1.65, 0.666)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to come from the base to a network: a rule at a share of the base's MACs.
+
+    ``deeper`` puts the cap on depth over width at so many times the base's own (None: the usual
+    one). Without a rule it is the base; "multipliers" are those of the published Tiny.
+    """
+
+    name: str
+    rule: str = ""
+    fewer: float = 1.0
+    deeper: float | None = None
+
+
+ARMS = (
+    Arm("base"),
+    Arm("mass", "mass", FEWER),
+    Arm("mass-deeper", "mass", FEWER, DEEPER),
+    Arm("entropy", "entropy", FEWER),
+    Arm("width", "width", FEWER),
+    Arm("depth", "depth", FEWER),
+    Arm("random", "random", FEWER),
+    Arm("mass-equal", "mass"),
+    Arm("multipliers", "multipliers"),
+)
+SMALL_ARMS = (Arm("base"), Arm("mass", "mass", FEWER), Arm("random", "random", FEWER))
+ENGINES = ("torch", "openvino-fp32")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Training at ``side`` pixels, measuring at ``test_side``; frames a second at ``fps_sides``.
+
+    ``patch`` is that of the stem, ``step`` that of the widths.
+    """
+
+    side: int
+    test_side: int
+    patch: int
+    steps: int
+    batch: int
+    fps_sides: tuple[int, ...]
+    batches: tuple[int, ...] = (1, 8)
+    rounds: int = 9
+    step: int = 4
+
+
+LARGE_PICTURES = Setting(64, 80, 4, 800, 64, (160, 224))
+SMALL_PICTURES = Setting(32, 32, 2, 500, 64, (32,))
+SMALL = Setting(32, 32, 4, 6, 12, (32,), (1,), 1)
+# Pictures up to this side count as small ones (CIFAR).
+SMALL_SIDE = 40
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained network: its shape, counts at the training size, and each picture's hit."""
+
+    arm: str
+    seed: int
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    macs: int
+    params: int
+    units: int
+    effectiveness: float
+    steps: int
+    pictures: int
+    hits: str
+
+    def bits(self) -> Any:
+        return unpack(self.hits, self.pictures)
+
+    @property
+    def top1(self) -> float:
+        return 100 * float(self.bits().mean())
+
+
+def small_scale(request: Request) -> Reproduction:
+    """Train every arm with every seed, measure accuracy and speed."""
+    if request.full and request.data is None:
+        raise UsageError("--data is needed for the full size: a folder such as imagenette160")
+    data = request.data or draw_pictures(request.runs / "ran-small-scale-drawn", SMALL.side)
+    setting = _setting(request, data)
+    arms = ARMS if request.full else SMALL_ARMS
+    seeds = request.seeds or (SEEDS if request.full else 1)
+    folder = request.runs / f"ran-small-scale-{request.form}-{data.name}"
+    found: dict[str, list[Result]] = {arm.name: [] for arm in arms}
+    total = len(arms) * seeds
+    # Seed by seed, so that a run cut short has whole comparisons.
+    for seed in range(seeds):
+        for arm in arms:
+            done = sum(map(len, found.values()))
+            made = _train(arm, seed, setting, data, folder, request, (done, total))
+            found[arm.name].append(made)
+    speeds = _speeds(found, setting, request)
+    return Reproduction(
+        "ran/small-scale",
+        f"networks scaled without training from {BASE}, trained alike on {data.name}",
+        PAPER,
+        request.form,
+        (_networks(found), _differences(found), *_frames(found, speeds)),
+        _checks(request, found, speeds, total),
+        _notes(request, setting),
+        {"setting": asdict(setting), "seeds": seeds, "results": _without_hits(found)},
+    )
+
+
+def _setting(request: Request, data: Path) -> Setting:
+    from collapsible.evaluation.labelled import find_labelled, find_part
+
+    if not request.full:
+        return replace(SMALL, steps=request.steps or SMALL.steps)
+    pictures = find_labelled(find_part(data, "train") or data)
+    small = max(pictures.read(0).shape[:2]) <= SMALL_SIDE
+    setting = SMALL_PICTURES if small else LARGE_PICTURES
+    return replace(setting, steps=request.steps or setting.steps)
+
+
+def family(setting: Setting) -> Family:
+    """The base's family at the training size; ten classes count for nothing beside the rest."""
+    from collapsible.search.families import find_family
+
+    size = (3, setting.side, setting.side)
+    return find_family(BASE, size=size, num_classes=10, patch_size=setting.patch)
+
+
+def find_shape(arm: Arm, setting: Setting, seed: int) -> Shape:
+    """The network of an arm; only the random one hangs on the seed."""
+    from collapsible.search.families import Shape
+    from collapsible.search.scaling import effectiveness, scale
+
+    kind = family(setting)
+    base = kind.base
+    if not arm.rule:
+        return base
+    if arm.rule == "multipliers":
+        deep, wide = PUBLISHED
+        # As in the published networks: depths to the nearest, widths to the step.
+        return Shape(
+            tuple(round(deep * depth) for depth in base.depths),
+            tuple(setting.step * round(wide * width / setting.step) for width in base.dims),
+        )
+    report = scale(
+        BASE,
+        rule=arm.rule,
+        macs=kind.count(base).macs / arm.fewer,
+        size=kind.size,
+        step=setting.step,
+        cap=None if arm.deeper is None else arm.deeper * effectiveness(base),
+        seed=seed,
+        num_classes=10,
+        patch_size=setting.patch,
+    )
+    return report.candidates[0].shape
+
+
+def recipe(shape: Shape, setting: Setting, seed: int) -> Recipe:
+    """How every network is trained."""
+    from collapsible.training.recipes import (
+        AugmentSpec,
+        DataSpec,
+        NetworkSpec,
+        OptimiserSpec,
+        Recipe,
+        ScheduleSpec,
+    )
+
+    options = {
+        "depths": list(shape.depths),
+        "dims": list(shape.dims),
+        "patch_size": setting.patch,
+        # 1e-6 would take most of so short a training to grow.
+        "layer_scale": 0.1,
+        "drop_path_rate": 0.05,
+    }
+    return Recipe(
+        name="small-scale",
+        task="classification",
+        network=NetworkSpec("ran_i_pico", options=options),
+        steps=setting.steps,
+        seed=seed,
+        precision="bf16",
+        data=DataSpec(
+            size=setting.side,
+            test_size=setting.test_side,
+            test_crop=1.0,
+            batch=setting.batch,
+            interpolation="bilinear",
+        ),
+        augment=AugmentSpec(scale=(0.35, 1.0), smoothing=0.1),
+        optimiser=OptimiserSpec("adamw", 3e-3, weight_decay=0.05, clip=5.0),
+        schedule=ScheduleSpec("cosine", warmup=0.05),
+        loss="cross-entropy",
+        average=0.98,
+        validate_every=setting.steps,
+        checkpoint_every=max(5, setting.steps // 4),
+    )
+
+
+def _train(
+    arm: Arm,
+    seed: int,
+    setting: Setting,
+    data: Path,
+    folder: Path,
+    request: Request,
+    place: tuple[int, int],
+) -> Result:
+    from collapsible.evaluation.classification import score_pictures
+    from collapsible.models import load_classifier
+    from collapsible.search.scaling import effectiveness
+    from collapsible.training import start_fabric, train_classifier
+
+    shape = find_shape(arm, setting, seed)
+    path = folder / f"{arm.name}-{seed}" / "figures.json"
+    kept = _kept(path)
+    if kept and (kept.depths, kept.dims, kept.steps) == (shape.depths, shape.dims, setting.steps):
+        return kept
+    plan = recipe(shape, setting, seed)
+    report, task = train_classifier(
+        plan,
+        data,
+        path.parent,
+        resume=True,
+        fabric=start_fabric(plan, "auto" if request.full else "cpu"),
+        on_step=lambda now: request.on_progress(
+            *place, f"{arm.name}-{seed} {now.step}/{now.steps} loss {now.loss:.3f}"
+        ),
+    )
+    network, card = load_classifier(report.weights)
+    (pictures,) = task.sets.values()
+    hits, _ = score_pictures(network, pictures, card.preprocessing)
+    counts = family(setting).count(shape)
+    result = Result(
+        arm.name,
+        seed,
+        shape.depths,
+        shape.dims,
+        counts.macs,
+        counts.params,
+        counts.non_linear_units,
+        effectiveness(shape),
+        setting.steps,
+        len(hits),
+        pack(hits),
+    )
+    write_json(path, asdict(result))
+    return result
+
+
+def _kept(path: Path) -> Result | None:
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    lists = {key: tuple(record[key]) for key in ("depths", "dims")}
+    return Result(**{**record, **lists})
+
+
+def _speeds(
+    found: Mapping[str, list[Result]], setting: Setting, request: Request
+) -> dict[tuple[int, str, int], dict[str, float]]:
+    """Median frames a second of each arm's first network, by side, engine and batch."""
+    from collapsible.models import ConvNeXt
+    from collapsible.search.speed import sample_speed
+
+    networks = {
+        name: ConvNeXt(one.depths, one.dims, num_classes=10, patch_size=setting.patch)
+        for name, (one, *_) in found.items()
+    }
+    engines = ENGINES if request.full else ENGINES[:1]
+    speeds = {}
+    for side in setting.fps_sides:
+        for engine in engines:
+            for batch in setting.batches:
+                what = f"frames a second: {engine}, {side} pixels, batch {batch}"
+                request.on_progress(0, setting.rounds, what)
+                samples = sample_speed(
+                    networks,
+                    (engine,),
+                    (batch, 3, side, side),
+                    rounds=setting.rounds,
+                    tell=lambda done, total, what=what: request.on_progress(done, total, what),
+                )
+                speeds[side, engine, batch] = {
+                    name: statistics.median(values) for (name, _), values in samples.items()
+                }
+    return speeds
+
+
+def _networks(found: Mapping[str, list[Result]]) -> Section:
+    base = found["base"][0]
+    rows = []
+    for name, results in found.items():
+        one = results[0]
+        top1 = [result.top1 for result in results]
+        rows.append(
+            Row(
+                name,
+                "measured",
+                "counted; top-1 of networks trained here",
+                {
+                    "depths": " ".join(map(str, one.depths)),
+                    "dims": " ".join(map(str, one.dims)),
+                    "fewer": base.macs / one.macs,
+                    "params": one.params / 1e6,
+                    "units": one.units,
+                    "deep": one.effectiveness,
+                    "top1": statistics.fmean(top1),
+                    "spread": statistics.stdev(top1) if len(top1) > 1 else None,
+                    "least": min(top1),
+                    "most": max(top1),
+                },
+            )
+        )
+    return Section(
+        "Networks (random: the first seed's) and top-1 on the pictures kept for testing",
+        (
+            Column("depths", "depths"),
+            Column("dims", "widths"),
+            Column("fewer", "MACs fewer", ".2f"),
+            Column("params", "Mparams", ".2f"),
+            Column("units", "units", ",.0f"),
+            Column("deep", "depth/width", ".3f"),
+            Column("top1", "top-1 %", ".2f"),
+            Column("spread", "s.d.", ".2f"),
+        ),
+        tuple(rows),
+    )
+
+
+def compare(first: Sequence[Result], second: Sequence[Result]) -> tuple[float, float, float]:
+    """Points of top-1 by which the first are better, seed by seed, and its 95 % interval."""
+    return difference([one.bits() for one in first], [one.bits() for one in second])
+
+
+def _differences(found: Mapping[str, list[Result]]) -> Section:
+    rows = []
+    for name, results in found.items():
+        if name == "base":
+            continue
+        gap, low, high = compare(results, found["base"])
+        values: dict[str, Value] = {"gap": gap, "interval": f"{low:+.2f} to {high:+.2f}"}
+        rows.append(Row(name, "measured", "same pictures; 95 % over pictures, not seeds", values))
+    return Section(
+        "Top-1 less the base's, in points",
+        (Column("gap", "points", "+.2f"), Column("interval", "95 %")),
+        tuple(rows),
+    )
+
+
+def _frames(
+    found: Mapping[str, list[Result]], speeds: Mapping[tuple[int, str, int], dict[str, float]]
+) -> Iterator[Section]:
+    for side in sorted({side for side, _, _ in speeds}):
+        cases = [case for case in speeds if case[0] == side]
+        rows = []
+        for name in found:
+            values: dict[str, Value] = {}
+            for case in cases:
+                fps = speeds[case]
+                values[f"{case[1]}-{case[2]}"] = fps[name] / fps["base"]
+                values[f"{case[1]}-{case[2]}-fps"] = fps[name]
+            rows.append(Row(name, "measured", "medians of interleaved rounds, all cores", values))
+        yield Section(
+            f"Frames a second over the base's, {side} pixels",
+            tuple(Column(f"{c[1]}-{c[2]}", f"{c[1]} batch {c[2]}", ".2f") for c in cases),
+            tuple(rows),
+        )
+
+
+def _checks(
+    request: Request,
+    found: Mapping[str, list[Result]],
+    speeds: Mapping[tuple[int, str, int], dict[str, float]],
+    total: int,
+) -> tuple[Check, ...]:
+    count = sum(map(len, found.values()))
+    checks = [Check("every network was trained and measured", count == total, f"{count}")]
+    if not request.full:
+        return tuple(checks)
+
+    def less(name: str, other: str, allowed: float, claim: str) -> Check:
+        gap, low, high = compare(found[name], found[other])
+        return Check(claim, gap >= -allowed, f"{gap:+.2f} points ({low:+.2f} to {high:+.2f})")
+
+    base = found["base"][0]
+    checks += [
+        less(
+            name,
+            "base",
+            LOSS,
+            f"{name}: at most {LOSS} points below the base at "
+            f"{base.macs / found[name][0].macs:.2f} times fewer MACs",
+        )
+        for name in ("mass", "mass-deeper")
+    ]
+    checks.append(less("mass-equal", "base", 0.0, "mass-equal: above the base at equal MACs"))
+    for name in ("mass", "mass-deeper"):
+        ratios = [fps[name] / fps["base"] for fps in speeds.values()]
+        checks.append(
+            Check(
+                f"{name}: at least {FASTER} times the base's frames a second everywhere",
+                min(ratios) >= FASTER,
+                f"{min(ratios):.2f} to {max(ratios):.2f} times",
+            )
+        )
+    checks += [
+        less("mass", other, 0.0, f"mass is no worse than {other} at the same MACs")
+        for other in ("entropy", "width", "depth", "random")
+    ]
+    return tuple(checks)
+
+
+def _notes(request: Request, setting: Setting) -> tuple[str, ...]:
+    if not request.full:
+        return ("The small form shows that the chain runs; its figures say nothing of the rules.",)
+    return (
+        f"{setting.steps} steps of {setting.batch} pictures of {setting.side} pixels, measured at "
+        f"{setting.test_side}; AdamW 3e-3, cosine, crops and flips, bf16. Nothing is trained out: "
+        "more steps may change the order.",
+        f"mass-deeper: cap on depth over width at {DEEPER} times the base's, as the published Tiny "
+        "has over ConvNeXt-T; mass: the usual cap",
+    )
+
+
+def _without_hits(found: Mapping[str, list[Result]]) -> list[dict[str, Any]]:
+    def plain(one: Result) -> dict[str, Any]:
+        record = asdict(one)
+        record.pop("hits")
+        return {**record, "top1": one.top1}
+
+    return [plain(one) for results in found.values() for one in results]
