@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stand_in import RADIUS, build_graph
@@ -49,3 +50,50 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         path.with_suffix(".json").write_text(json.dumps(card))
         files[scale] = path
     return files
+
+
+class Cluster:
+    """Ray's calls as ``farm`` makes them, in this process."""
+
+    def __init__(self) -> None:
+        self.workers = 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: object) -> None:
+        pass
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def remote(self, **needs: object) -> Any:
+        cluster = self
+
+        class Method:
+            def __init__(self, function: Any) -> None:
+                self.remote = lambda *arguments: (function, arguments, object())
+
+        class Actor:
+            def __init__(self, kind: Any, setup: Any) -> None:
+                cluster.workers += 1
+                self.do = Method(kind(setup).do)
+
+        class Maker:
+            def __init__(self, kind: Any) -> None:
+                self.remote = lambda setup: Actor(kind, setup)
+
+        return Maker
+
+    def wait(self, references: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+        return references[-1:], references[:-1]
+
+    def get(self, reference: Any) -> Any:
+        function, arguments, _ = reference
+        return function(*arguments)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    """Ray as ``farm`` uses it, with two CPUs and without processes."""
+    return Cluster()

@@ -17,6 +17,7 @@ PACKAGE = REPOSITORY / "src" / "collapsible"
 # A room may import from rooms on lower floors only; everything stands on ``errors``.
 FLOORS = {
     "errors": -1,
+    "farm": 0,
     "weights": 0,
     "imaging": 0,
     "algebra": 0,
@@ -35,7 +36,7 @@ FLOORS = {
 }
 # The front doors only pass on to rooms: lazily resolved public names, and ``python -m``.
 DOORS = {"__init__", "__main__"}
-TORCH_FREE = ("errors", "weights", "imaging", "upscaler")
+TORCH_FREE = ("errors", "farm", "weights", "imaging", "upscaler")
 LONGEST_FILE = 450
 FILES = sorted(PACKAGE.rglob("*.py"))
 

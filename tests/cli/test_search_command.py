@@ -108,3 +108,85 @@ def test_help_has_an_example():
     done = call("search", "ran-e", "--help")
     assert done.exit_code == 0
     assert "Example: collapsible search ran-e" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_trials_of_budgets_and_seeds(work):
+    some = ("--search-steps", 2, "--budget", "0.95", "--seeds", 2)
+    done = call(*BASE, *some)
+    assert done.exit_code == 0, done.stderr
+    record = json.loads((work / "run" / "trials.json").read_text())
+    found = [(one["budget"], one["seed"]) for one in record["trials"]]
+    assert found == [("0.95", 0), ("0.95", 1)]
+    assert any(one["front"] for one in record["trials"])
+    for one in record["trials"]:
+        own = json.loads((work / one["folder"] / "report.json").read_text())
+        assert own["after_ms"] == one["after_ms"] <= float(one["budget"]) * one["before_ms"]
+        assert own["plan"]["dense"] == one["dense"]
+        assert own["metrics_after"] == one["metrics_after"]
+    # The seed is really used: other batches, other weights.
+    weights = [work / "run" / f"0.95-{s}" / "finetune" / "weights.safetensors" for s in (0, 1)]
+    assert weights[0].read_bytes() != weights[1].read_bytes()
+    again = call(*BASE, *some)
+    assert again.exit_code == 2
+    assert "--resume" in again.stderr
+    resumed = call(*BASE, *some, "--resume", "--json")
+    assert resumed.exit_code == 0, resumed.stderr
+    figures = ("budget", "seed", "after_ms", "dense", "metrics_after", "front")
+    for one, other in zip(json.loads(resumed.stdout)["trials"], record["trials"], strict=True):
+        assert {key: one[key] for key in figures} == {key: other[key] for key in figures}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--budget", "0.9,0.9"), "different budgets"),
+        (("--budget", "0.9", "--seeds", "0"), "0 seeds"),
+        (("--budget", "0.9,0.8", "--plan", "p.toml"), "without --plan"),
+        (("--budget", "0.9,0.8", "--plan-only"), "without --plan"),
+        (("--budget", "0.9,fast"), "budget 'fast'"),
+    ],
+)
+def test_trials_that_cannot_be(work, arguments, said):
+    done = call(*BASE, *arguments)
+    assert done.exit_code == 2
+    assert said in " ".join(done.stderr.split())
+
+
+def test_trials_on_a_cluster(cluster, tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    from collapsible.search import trials
+
+    class Runner:
+        def __init__(self, setup):
+            self.setup = setup
+
+        def do(self, trial):
+            report = SimpleNamespace(
+                after_ms=float(trial.budget), int8=None, metrics_after={"top1": trial.seed}
+            )
+            return trials.TrialResult(trial, report)
+
+    monkeypatch.setattr(trials, "TrialRunner", Runner)
+    listed = trials.list_trials(["0.9", "0.8"], 2, tmp_path)
+    report = trials.run_trials("setup", listed, ray=cluster)
+    # In the order asked for, whichever was done first.
+    assert [one.trial for one in report.results] == listed
+    assert cluster.workers == 2
+    assert [one.front for one in report.results] == [False, False, False, True]
+
+
+def test_the_front_is_what_nothing_beats(tmp_path):
+    from types import SimpleNamespace
+
+    from collapsible.search.trials import Trial, TrialResult, mark_front
+
+    def result(ms, top1):
+        report = SimpleNamespace(after_ms=ms, int8=None, metrics_after={"val/top1": top1})
+        return TrialResult(Trial("0.5", 0, tmp_path), report)
+
+    given = [result(1.0, 50), result(2.0, 60), result(2.0, 59), result(3.0, 60), result(None, 99)]
+    assert [one.front for one in mark_front(given)] == [True, True, False, False, False]
+    same = [result(1.0, 50), result(1.0, 50)]
+    assert all(one.front for one in mark_front(same))

@@ -28,11 +28,11 @@ from collapsible.defence import (
     read_classifier,
 )
 from collapsible.defence.evaluate import read_result
-from collapsible.defence.farm import farm
 from collapsible.defence.laboratory import JobResult, Laboratory
 from collapsible.defence.plan import Job, list_jobs, read_number
 from collapsible.defence.report import Cell, build_report
 from collapsible.errors import MissingExtraError, UnknownNameError, UsageError, WeightsError
+from collapsible.farm import farm
 from collapsible.models import ClassifierCard, Preprocessing, save_classifier
 
 NAMES = ("mobilenet", "plain")
@@ -389,56 +389,16 @@ def test_ray_that_is_not_installed(
 ) -> None:
     monkeypatch.setattr("collapsible.errors.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"ray.*pip install 'collapsible\[ray\]'"):
-        list(farm(small_plan, []))
-
-
-class Cluster:
-    """Ray's calls as ``farm`` makes them, in this process."""
-
-    def __init__(self) -> None:
-        self.workers = 0
-
-    def is_initialized(self) -> bool:
-        return False
-
-    def init(self, **options: object) -> None:
-        pass
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
-
-    def remote(self, **needs: object) -> Any:
-        cluster = self
-
-        class Method:
-            def __init__(self, function: Any) -> None:
-                self.remote = lambda *arguments: (function, arguments, object())
-
-        class Actor:
-            def __init__(self, kind: Any, plan: Plan) -> None:
-                cluster.workers += 1
-                self.do = Method(kind(plan).do)
-
-        class Maker:
-            def __init__(self, kind: Any) -> None:
-                self.remote = lambda plan: Actor(kind, plan)
-
-        return Maker
-
-    def wait(self, references: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
-        return references[-1:], references[:-1]
-
-    def get(self, reference: Any) -> Any:
-        function, arguments, _ = reference
-        return function(*arguments)
+        list(farm(Laboratory, small_plan, [], command="defend evaluate --ray"))
 
 
 def test_a_farm_finds_what_one_machine_finds(
-    small_plan: Plan, run: tuple[DefenceReport, Path]
+    small_plan: Plan, run: tuple[DefenceReport, Path], cluster: Any
 ) -> None:
     jobs = [job for job in list_jobs(small_plan) if job.source == "plain"][:5]
-    cluster = Cluster()
-    found: Iterator[JobResult] = farm(small_plan, jobs, ray=cluster)
+    found: Iterator[JobResult] = farm(
+        Laboratory, small_plan, jobs, command="defend evaluate --ray", ray=cluster
+    )
     results = {result.key: result for result in found}
     assert cluster.workers == 2
     assert len(results) == len(jobs)

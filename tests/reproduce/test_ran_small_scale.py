@@ -95,10 +95,11 @@ def test_differences_are_in_points_and_seed_by_seed() -> None:
 @pytest.mark.parametrize(("mass", "holds"), [(696, True), (694, False)])
 def test_checks_follow_the_figures(mass: int, holds: bool) -> None:
     names = [arm.name for arm in ARMS]
-    found = {name: decreed(name, 700, 700) for name in names} | {"mass": decreed("mass", mass, mass)}
+    found = {name: decreed(name, 700, 700) for name in names}
+    found["mass"] = decreed("mass", mass, mass)
     fps = {("torch", 1): 1.39, ("torch", 8): 1.5}
     speeds = {
-        (160, engine, batch): {name: 10.0 for name in names} | {"mass": 10.0 * ratio}
+        (160, engine, batch): dict.fromkeys(names, 10.0) | {"mass": 10.0 * ratio}
         for (engine, batch), ratio in fps.items()
     }
     request = Request(full=True)

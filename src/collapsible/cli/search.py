@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ from collapsible.errors import UsageError, require_packages
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from collapsible.training import Recipe
 
 
 @example(
@@ -37,8 +40,15 @@ def ran_e(
     ] = "ethos-u55-256",
     budget: Annotated[
         str | None,
-        typer.Option(help="Share of the network's latency, as 0.6, or milliseconds, as 4.5ms."),
+        typer.Option(
+            help="Share of the network's latency, as 0.6, or milliseconds, as 4.5ms. Several with "
+            "commas are trials, each in a folder of its own in OUT."
+        ),
     ] = None,
+    seeds: Annotated[int, typer.Option(help="Trials of each budget, with seeds from 0.")] = 1,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Do the trials on the Ray cluster at hand.")
+    ] = False,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -114,11 +124,45 @@ def ran_e(
     size = None if input_size is None else read_size(input_size)
     if size is not None and (len(size) != 4 or size[1] != 3 or size[2] != size[3]):
         raise UsageError(f"--input-size {input_size}: square RGB pictures, as 1,3,160,160")
-    chosen = read_plan(file) if follow else None
     base, name, trained, side = _load(network, weights, data)
     if distil is None:
         distil = 0.5 if trained else 0.0
     spec = RestructureSpec(search_steps, distil)
+    budgets = [one.strip() for one in (budget or "").split(",")]
+    if len(budgets) > 1 or seeds != 1 or ray:
+        if plan is not None or plan_only or budget is None:
+            raise UsageError("several budgets, --seeds and --ray: without --plan and --plan-only")
+        from collapsible.search.trials import TrialSetup, list_trials, run_trials, write_trials
+
+        setup = TrialSetup(
+            base,
+            data,
+            _recipe(name, recipe, steps, size[-1] if size else side),
+            target,
+            spec,
+            input_size=size,
+            int8=int8,
+            int8_steps=int8_steps,
+            resume=resume,
+        )
+        trials = list_trials(budgets, seeds, out)
+        with progress("trials", len(trials)) as update:
+            count = itertools.count(1)
+            report = run_trials(
+                setup,
+                trials,
+                ray=ray,
+                cpus=threads or 1,
+                on_done=lambda one: update(
+                    done=next(count),
+                    total=len(trials),
+                    description=f"{one.trial.budget}-{one.trial.seed} {one.top1:.2f} %",
+                ),
+            )
+        write_trials(report, out / "trials.json")
+        print_json(report.json()) if json else print(report.table())
+        return
+    chosen = read_plan(file) if follow else None
     done: tuple[Any, Any] | None = None
     with progress("restructuring") as update:
         job = Restructuring(
@@ -185,10 +229,19 @@ def _load(network: str, weights: Path | None, data: Path) -> tuple[nn.Module, st
 def _task(
     data: Path, network: nn.Module, name: str, recipe: str | None, steps: int | None, size: int
 ) -> Any:
+    from collapsible.training import Classification
+
+    task = Classification(_recipe(name, recipe, steps, size), data, network=network)
+    for path, reason in task.skipped:
+        complain(f"left out: {path}: {reason}")
+    return task
+
+
+def _recipe(name: str, recipe: str | None, steps: int | None, size: int) -> Recipe:
     from dataclasses import replace
 
     from collapsible.search.restructure import default_recipe
-    from collapsible.training import Classification, read_recipe
+    from collapsible.training import read_recipe
     from collapsible.training.recipes import NetworkSpec
 
     chosen = default_recipe(name, size) if recipe is None else read_recipe(recipe)
@@ -199,10 +252,7 @@ def _task(
         if steps < 1:
             raise UsageError(f"--steps {steps}: the least is 1")
         chosen = replace(chosen, steps=steps)
-    task = Classification(chosen, data, network=network)
-    for path, reason in task.skipped:
-        complain(f"left out: {path}: {reason}")
-    return task
+    return chosen
 
 
 def _write_onnx(network: nn.Module, out: Path, size: tuple[int, ...]) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from collapsible.defence.audit import AuditReport, audit_plan
 from collapsible.defence.errors import DefenceError
-from collapsible.defence.farm import farm
 from collapsible.defence.laboratory import JobResult, Laboratory
 from collapsible.defence.page import write_page
 from collapsible.defence.plan import Job, Plan, list_jobs
 from collapsible.defence.report import DefenceReport, build_report
 from collapsible.errors import CollapsibleError
+from collapsible.farm import farm
 from collapsible.imaging import atomic_write
 
 Progress = Callable[[int, int, str], None]
@@ -54,7 +54,15 @@ def evaluate_defence(
         if on_job is not None:
             on_job(sum(r is not None for r in results.values()), total, title)
 
-    doing = farm(plan, [job for _, job in open_jobs]) if ray else _here(laboratory, open_jobs, tell)
+    doing: Iterator[JobResult] = _here(laboratory, open_jobs, tell)
+    if ray:
+        doing = farm(
+            Laboratory,
+            plan,
+            [job for _, job in open_jobs],
+            command="defend evaluate --ray",
+            gpu=plan.device.startswith("cuda"),
+        )
     for result in doing:
         results[result.key] = result
         write_result(folder, result)

@@ -150,9 +150,7 @@ def sample_speed(
     samples: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         runners = {
-            (name, engine): _runner(
-                network.eval(), engine, shape, threads, Path(folder) / name
-            )
+            (name, engine): _runner(network.eval(), engine, shape, threads, Path(folder) / name)
             for name, network in networks.items()
             for engine in engines
         }
