@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from collapsible.errors import UsageError
-from collapsible.reproduce import Request, ran_small_scale, reproduce
+from collapsible.reproduce import Request, ran_small_scale, ran_small_scale_arms, reproduce
 from collapsible.reproduce.ran_search_measure import pack
-from collapsible.reproduce.ran_small_scale import ARMS, LARGE_PICTURES, Result, find_shape
+from collapsible.reproduce.ran_small_scale_arms import ARMS, LARGE_PICTURES, Result, find_shape
 from collapsible.search.scaling import effectiveness
 
 PICTURES = 1000
 
 
 def test_arms_are_within_their_budget_and_caps() -> None:
-    kind = ran_small_scale.family(LARGE_PICTURES)
+    kind = ran_small_scale_arms.family(LARGE_PICTURES)
     base = kind.count(kind.base).macs
     for arm in ARMS:
         shape = find_shape(arm, LARGE_PICTURES, 0)
@@ -32,7 +32,7 @@ def test_arms_are_within_their_budget_and_caps() -> None:
 
 
 def test_the_multipliers_are_those_of_the_published_tiny(monkeypatch) -> None:
-    monkeypatch.setattr(ran_small_scale, "BASE", "convnext_tiny")
+    monkeypatch.setattr(ran_small_scale_arms, "BASE", "convnext_tiny")
     arm = next(arm for arm in ARMS if arm.rule == "multipliers")
     shape = find_shape(arm, LARGE_PICTURES, 0)
     # RAN-i Tiny is (5, 5, 15, 5), (64, 128, 256, 511); widths are on a step here.
