@@ -128,7 +128,7 @@ def test_a_form_that_the_compiler_rejects_is_no_choice(network, monkeypatch, tmp
     real = latency_table.estimate
 
     def rejecting(form, *arguments, **options):
-        if isinstance(form, PreactivatedBottleneck) and form.conv.depthwise.kernel_size[0] == 5:
+        if isinstance(form, PreactivatedBottleneck) and form.conv.convs[1].kernel_size[0] == 5:
             raise ExportError("kernel 5 is not to its taste")
         return real(form, *arguments, **options)
 
@@ -228,7 +228,7 @@ def test_absorbing_gives_back_the_gated_networks_weights(network):
         for p in gated.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
         for gate in gates.values():
-            gate.norm2.running_mean.fill_(0.3)
+            gate.norms[1].running_mean.fill_(0.3)
             gate.forced = 1.0
     torch.manual_seed(5)
     other = RanE(SITES, stem=8, top=24, num_classes=3, drop_rate=0.0).eval()
@@ -267,11 +267,11 @@ def test_statistics_are_the_means_over_the_batches(network, task):
         for step in range(2):
             x = gated.stem(task.batch(step, range(16))[0])
             g = block.gate
-            y = block.expand(g * x + (1 - g) * nn.functional.hardswish(x))
+            y = block.convs[0](g * x + (1 - g) * nn.functional.hardswish(x))
             means.append(y.mean((0, 2, 3)))
     expected = torch.stack(means).mean(0)
-    torch.testing.assert_close(block.norm1.running_mean, expected, rtol=1e-4, atol=1e-5)
-    assert block.norm1.momentum == 0.01
+    torch.testing.assert_close(block.norms[0].running_mean, expected, rtol=1e-4, atol=1e-5)
+    assert block.norms[0].momentum == 0.01
 
 
 def test_the_teachers_share_of_the_loss_by_hand(task):

@@ -104,13 +104,13 @@ def test_the_dense_form_collapses_exactly_borders_included(spec: dict, same: boo
     assert not any(isinstance(m, nn.BatchNorm2d) for m in narrow.modules())
     assert report.max_error_float64 < EXACT
     # The formula of the paper, by torch alone: padding once, in front.
-    act, norm = parts.act1, [parts.norm1, parts.norm2, parts.norm3]
+    act, norm = parts.acts[0], parts.norms
     with torch.no_grad():
         y = F.pad(act(x), (spec["kernel"] // 2,) * 4)
-        y = norm[0](F.conv2d(y, parts.expand.weight, parts.expand.bias))
-        wide = parts.depthwise
+        y = norm[0](F.conv2d(y, parts.convs[0].weight, parts.convs[0].bias))
+        wide = parts.convs[1]
         y = F.conv2d(y, wide.weight, wide.bias, wide.stride, groups=wide.groups)
-        y = norm[2](F.conv2d(norm[1](y), parts.project.weight, parts.project.bias))
+        y = norm[2](F.conv2d(norm[1](y), parts.convs[2].weight, parts.convs[2].bias))
         assert float((narrow(x) - (x + y if parts.residual else y)).abs().max()) < EXACT
 
 
@@ -179,10 +179,72 @@ def test_every_bottleneck_is_found(build_network, count, first) -> None:
     assert found[0].name == first
     assert len(passed) == 1  # the separable block of the stem, or the depthwise pooling
     layers = set(network.modules())
-    assert all(b.parts.expand in layers and b.parts.project in layers for b in found)
+    assert all(set(b.parts.convs) <= set(layers) for b in found)
     residual = [b for b in found if b.parts.residual]
     assert residual
-    assert all(b.parts.expand.in_channels == b.parts.project.out_channels for b in residual)
+    assert all(b.parts.convs[0].in_channels == b.parts.convs[-1].out_channels for b in residual)
+
+
+def fused(inputs: int, hidden: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+    """timm's fused bottleneck, with statistics that are not at their start."""
+    from timm.models._efficientnet_blocks import EdgeResidual
+
+    return EdgeResidual(
+        inputs, outputs, kernel, stride, exp_ratio=hidden / inputs, noskip=inputs != outputs
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    inputs=st.integers(1, 4),
+    outputs=st.integers(1, 4),
+    kernel=st.sampled_from((3, 5)),
+    stride=st.sampled_from((1, 2)),
+    side=st.integers(1, 11),
+    seed=st.integers(0, 2**16),
+)
+def test_a_fused_bottleneck_collapses_exactly_borders_included(
+    inputs: int, outputs: int, kernel: int, stride: int, side: int, seed: int
+) -> None:
+    block = randomise(fused(inputs, 5 * inputs, outputs, kernel, stride), seed)
+    parts = read_bottleneck(block)
+    assert len(parts.convs) == 2
+    assert parts.residual == (inputs == outputs and stride == 1)
+    x = picture(inputs, side, side)
+    gated = GatedBottleneck(parts).eval()
+    gated.forced = 1.0
+    dense = PreactivatedBottleneck(parts).eval()
+    narrow, _ = collapse(dense, probe=x)
+    convs = [m for m in narrow.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.kernel_size for m in convs] == [(kernel, kernel)]
+    with torch.no_grad():
+        assert float((gated(x) - block(x)).abs().max()) < EXACT
+        # Its padding is in front already: the gate's other end is the dense form, borders too.
+        gated.forced = 0.0
+        assert float((gated(x) - dense(x)).abs().max()) < EXACT
+        assert float((narrow(x) - dense(x)).abs().max()) < EXACT
+
+
+def test_fused_bottlenecks_are_found_beside_the_others() -> None:
+    # EfficientNet-EdgeTPU-S: 1 + 2 + 4 fused ones, 5 + 4 + 2 inverted ones.
+    found, passed = find_bottlenecks(timm.create_model("efficientnet_es"))
+    shapes = [block.shape for block in found]
+    assert sum("fused" in shape for shape in shapes) == 7
+    assert len(shapes) == 18
+    assert shapes[0] == "32>96>24 k3 s1 relu fused"
+    assert not passed
+
+
+def test_what_widens_nothing_or_looks_nowhere_is_no_fused_bottleneck() -> None:
+    for layers in (
+        (nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)),
+        (nn.Conv2d(4, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 1)),
+        (nn.Conv2d(4, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)),
+        (nn.Conv2d(4, 16, 3), nn.Conv2d(16, 4, 1)),
+        (nn.Conv2d(4, 16, 3, groups=2), nn.ReLU(), nn.Conv2d(16, 4, 1)),
+        (nn.Conv2d(4, 16, 3, padding="same"), nn.ReLU(), nn.Conv2d(16, 4, 1)),
+    ):
+        assert find_bottlenecks(nn.Sequential(nn.Sequential(*layers))) == ((), ())
 
 
 def test_squeeze_and_excitation_is_no_candidate_and_the_reason_is_given() -> None:

@@ -1,9 +1,10 @@
 """Inverted bottlenecks that can do without their inner activations (RAN-e, arXiv 2208.08562).
 
-Without them the bottleneck is linear. It is then trained wide, as three layers with batch norms,
-and folds into one dense convolution; one non-linearity is kept, in front:
+Without them the bottleneck is linear. It is then trained wide, as its two or three layers with
+batch norms, and folds into one dense convolution; one non-linearity is kept, in front:
 
     dense form:  act -> 1x1, norm -> depthwise kxk, norm -> 1x1, norm            (+ x)
+    fused:       act -> kxk, norm -> 1x1, norm                                   (+ x)
     collapsed:   act -> dense kxk                                                (+ x)
 
 The dense form pads *before* the first 1x1. A bottleneck pads between the two, where the first
@@ -29,29 +30,40 @@ from collapsible.errors import UsageError
 
 @dataclass(frozen=True, eq=False)
 class BottleneckParts:
-    """The layers of an inverted bottleneck in their order; a norm may be ``nn.Identity``.
+    """The layers of a bottleneck in their order: convolution, norm, activation, convolution, ...
 
-    ``drop`` is what stands before the residual's sum (stochastic depth), or an identity.
+    One norm a convolution (``nn.Identity`` where there is none), one activation between two. One
+    convolution at most looks around or strides; the others are 1x1. ``drop`` is what stands before
+    the residual's sum (stochastic depth), or an identity.
     """
 
-    expand: nn.Conv2d
-    norm1: nn.Module
-    act1: nn.Module
-    depthwise: nn.Conv2d
-    norm2: nn.Module
-    act2: nn.Module
-    project: nn.Conv2d
-    norm3: nn.Module
+    convs: tuple[nn.Conv2d, ...]
+    norms: tuple[nn.Module, ...]
+    acts: tuple[nn.Module, ...]
     residual: bool
     drop: nn.Module
 
+    @property
+    def place(self) -> int:
+        """Which of the convolutions looks around: the depthwise one, or the only one not 1x1."""
+        for place, conv in enumerate(self.convs):
+            if conv.groups > 1 or conv.kernel_size != (1, 1) or conv.stride != (1, 1):
+                return place
+        return 0
+
     def copies(self) -> BottleneckParts:
         """The same layers, copied, with no activation working in place."""
-        fields = {name: copy.deepcopy(value) for name, value in vars(self).items()}
-        for name in ("act1", "act2"):
-            if getattr(fields[name], "inplace", False):
-                fields[name].inplace = False
-        return BottleneckParts(**fields)
+        acts = copy.deepcopy(self.acts)
+        for act in acts:
+            if getattr(act, "inplace", False):
+                act.inplace = False  # pyright: ignore[reportArgumentType]
+        return BottleneckParts(
+            copy.deepcopy(self.convs),
+            copy.deepcopy(self.norms),
+            acts,
+            self.residual,
+            copy.deepcopy(self.drop),
+        )
 
 
 def front_activation(act: nn.Module, channels: int) -> nn.Module:
@@ -85,57 +97,62 @@ def _folded(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 class BottleneckConv2d(nn.Module):
-    """A convolution trained as 1x1, norm, depthwise kxk, norm, 1x1, norm; all padding in front.
+    """A convolution trained as a bottleneck's layers and norms, all padding in front.
 
-    [N, inputs, H, W] to [N, outputs, H', W'] as the depthwise layer's stride has it. ``narrow()``
-    is the one dense convolution that equals its evaluation form, borders included: with P, D, E
-    the projection, depthwise and expansion kernels (norms folded in), W[o, i, :, :] = sum over h of
-    P[o, h] D[h, :, :] E[h, i].
+    [N, inputs, H, W] to [N, outputs, H', W'] as the stride has it. ``narrow()`` is the one dense
+    convolution that equals its evaluation form, borders included: for 1x1, depthwise, 1x1, with P,
+    D, E the projection, depthwise and expansion kernels (norms folded in), W[o, i, :, :] = sum over
+    h of P[o, h] D[h, :, :] E[h, i].
     """
 
     def __init__(self, parts: BottleneckParts) -> None:
         super().__init__()
         parts = parts.copies()
-        self.expand, self.depthwise, self.project = parts.expand, parts.depthwise, parts.project
-        self.norm1, self.norm2, self.norm3 = parts.norm1, parts.norm2, parts.norm3
-        if isinstance(self.depthwise.padding, str):
-            raise UsageError(f"padding={self.depthwise.padding!r}: give it in pixels")
-        self.expand.padding, self.depthwise.padding = self.depthwise.padding, (0, 0)
-        # torch keeps a second copy of the padding, for modes other than zeros.
-        for conv in (self.expand, self.depthwise):
+        self.convs, self.norms = nn.ModuleList(parts.convs), nn.ModuleList(parts.norms)
+        self.place = parts.place
+        padding = parts.convs[self.place].padding
+        if isinstance(padding, str):
+            raise UsageError(f"padding={padding!r}: give it in pixels")
+        for place, conv in enumerate(parts.convs):
+            conv.padding = padding if place == 0 else (0, 0)
+            # torch keeps a second copy of the padding, for modes other than zeros.
             high, wide = conv.padding
-            assert isinstance(high, int)
-            assert isinstance(wide, int)
             conv._reversed_padding_repeated_twice = [wide, wide, high, high]
+
+    def layers(self) -> list[nn.Conv2d]:
+        """The convolutions in their order."""
+        return [layer for layer in self.convs if isinstance(layer, nn.Conv2d)]
 
     @torch.no_grad()
     def kernel_and_bias(self) -> tuple[Tensor, Tensor]:
         """Kernel [outputs, inputs, k, k] and bias [outputs] of the evaluation form, float64."""
-        first, first_bias = _folded(self.expand, self.norm1)
-        second, second_bias = _folded(self.depthwise, self.norm2)
-        third, third_bias = _folded(self.project, self.norm3)
-        kernel, bias, groups = compose(
-            first,
-            second,
-            first_bias=first_bias,
-            second_bias=second_bias,
-            second_groups=self.depthwise.groups,
-        )
-        kernel, bias, _ = compose(
-            kernel, third, first_bias=bias, second_bias=third_bias, first_groups=groups
-        )
-        assert bias is not None
+        layers = self.layers()
+        kernel, bias = _folded(layers[0], self.norms[0])
+        groups = layers[0].groups
+        for conv, norm in zip(layers[1:], list(self.norms)[1:], strict=True):
+            following, shift = _folded(conv, norm)
+            kernel, summed, groups = compose(
+                kernel,
+                following,
+                first_bias=bias,
+                second_bias=shift,
+                first_groups=groups,
+                second_groups=conv.groups,
+            )
+            assert summed is not None
+            bias = summed
         return kernel, bias
 
     def narrow(self) -> nn.Conv2d:
         """The dense convolution, of the block's own dtype and device, rounded once."""
         kernel, bias = self.kernel_and_bias()
-        weight, wide = self.project.weight, self.depthwise
-        size, padding = wide.kernel_size, self.expand.padding
+        layers = self.layers()
+        first, last, wide = layers[0], layers[-1], layers[self.place]
+        size, padding, weight = wide.kernel_size, first.padding, last.weight
         assert not isinstance(padding, str)
         conv = nn.Conv2d(
-            self.expand.in_channels,
-            self.project.out_channels,
+            first.in_channels,
+            last.out_channels,
             (size[0], size[1]),
             (wide.stride[0], wide.stride[1]),
             (padding[0], padding[1]),
@@ -150,9 +167,9 @@ class BottleneckConv2d(nn.Module):
         return conv
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(self.expand(x))
-        y = self.norm2(self.depthwise(y))
-        return self.norm3(self.project(y))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x))
+        return x
 
 
 class PreactivatedBottleneck(nn.Module):
@@ -164,7 +181,7 @@ class PreactivatedBottleneck(nn.Module):
     def __init__(self, parts: BottleneckParts) -> None:
         super().__init__()
         parts = parts.copies()
-        self.act = front_activation(parts.act1, parts.expand.in_channels)
+        self.act = front_activation(parts.acts[0], parts.convs[0].in_channels)
         self.conv: nn.Module = BottleneckConv2d(parts)
         self.drop, self.residual = parts.drop, parts.residual
 
@@ -186,10 +203,9 @@ class GatedBottleneck(nn.Module):
         if not 0 < start < 1 or speed <= 0:
             raise UsageError(f"start={start} must lie in (0, 1) and speed={speed} be above 0")
         parts = parts.copies()
-        self.expand, self.norm1, self.act1 = parts.expand, parts.norm1, parts.act1
-        self.depthwise, self.norm2, self.act2 = parts.depthwise, parts.norm2, parts.act2
-        self.project, self.norm3, self.drop = parts.project, parts.norm3, parts.drop
-        self.front = front_activation(parts.act1, parts.expand.in_channels)
+        self.convs, self.norms = nn.ModuleList(parts.convs), nn.ModuleList(parts.norms)
+        self.acts, self.drop = nn.ModuleList(parts.acts), parts.drop
+        self.front = front_activation(parts.acts[0], parts.convs[0].in_channels)
         self.residual, self.speed = parts.residual, speed
         self.logit = nn.Parameter(torch.tensor(start).logit() / speed)
         self.forced: float | None = None
@@ -204,29 +220,13 @@ class GatedBottleneck(nn.Module):
         fast = self.speed * self.logit.detach() + (self.logit - self.logit.detach())
         return torch.sigmoid(fast)
 
-    def parts(self) -> BottleneckParts:
-        """The layers as they are now, not copied."""
-        return BottleneckParts(
-            self.expand,
-            self.norm1,
-            self.act1,
-            self.depthwise,
-            self.norm2,
-            self.act2,
-            self.project,
-            self.norm3,
-            self.residual,
-            self.drop,
-        )
-
     def forward(self, x: Tensor) -> Tensor:
         g = self.gate
         y = _mix(self.front(x), x, g)
-        y = self.norm1(self.expand(y))
-        y = _mix(y, self.act1(y), g)
-        y = self.norm2(self.depthwise(y))
-        y = _mix(y, self.act2(y), g)
-        y = self.norm3(self.project(y))
+        for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            if place < len(self.acts):
+                y = _mix(y, self.acts[place](y), g)
         return x + self.drop(y) if self.residual else y
 
 
@@ -241,13 +241,14 @@ class KeptBottleneck(nn.Module):
     def __init__(self, parts: BottleneckParts) -> None:
         super().__init__()
         parts = parts.copies()
-        self.expand, self.norm1, self.act1 = parts.expand, parts.norm1, parts.act1
-        self.depthwise, self.norm2, self.act2 = parts.depthwise, parts.norm2, parts.act2
-        self.project, self.norm3, self.drop = parts.project, parts.norm3, parts.drop
+        self.convs, self.norms = nn.ModuleList(parts.convs), nn.ModuleList(parts.norms)
+        self.acts, self.drop = nn.ModuleList(parts.acts), parts.drop
         self.residual = parts.residual
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.norm1(self.expand(x)))
-        y = self.act2(self.norm2(self.depthwise(y)))
-        y = self.norm3(self.project(y))
+        y = x
+        for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            y = norm(conv(y))
+            if place < len(self.acts):
+                y = self.acts[place](y)
         return x + self.drop(y) if self.residual else y

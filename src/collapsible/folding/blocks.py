@@ -90,14 +90,15 @@ def block_macs(block: nn.Module, inputs: Tensor, output: Tensor) -> tuple[int, i
     """MACs of a block for one example, wide and narrow."""
     pixels = output.shape[-2] * output.shape[-1]
     if isinstance(block, BottleneckConv2d):
-        first, second, third = block.expand, block.depthwise, block.project
-        padding = first.padding
+        layers, place = block.layers(), block.place
+        padding = layers[0].padding
         assert not isinstance(padding, str)
+        # Layers in front of the one that looks around run on the padded map.
         before = (inputs.shape[-2] + 2 * padding[0]) * (inputs.shape[-1] + 2 * padding[1])
-        wide = before * first.weight.numel()
-        wide += pixels * (second.weight.numel() + third.weight.numel())
-        taps = second.kernel_size[0] * second.kernel_size[1]
-        return wide, pixels * taps * first.in_channels * third.out_channels
+        wide = before * sum(layer.weight.numel() for layer in layers[:place])
+        wide += pixels * sum(layer.weight.numel() for layer in layers[place:])
+        taps = layers[place].kernel_size[0] * layers[place].kernel_size[1]
+        return wide, pixels * taps * layers[0].in_channels * layers[-1].out_channels
     assert isinstance(block, CollapsibleConv2d)
     layers = [block.squeeze_weight, block.expand_weight, block.project_weight]
     taps = block.kernel_size[0] * block.kernel_size[1]

@@ -70,7 +70,7 @@ class Setting:
 
 
 LARGE_PICTURES = Setting(64, 80, 4, 800, 64, (160, 224))
-SMALL_PICTURES = Setting(32, 32, 2, 500, 64, (32,))
+SMALL_PICTURES = Setting(32, 32, 2, 400, 64, (32,))
 SMALL = Setting(32, 32, 4, 6, 12, (32,), (1,), 1)
 # Pictures up to this side count as small ones (CIFAR).
 SMALL_SIDE = 40

@@ -27,7 +27,6 @@ from collapsible.training.loop import Task
 
 # How far a gate's logit can go in a search: from the start at 3 to far beyond 0 and back.
 REACH = 20.0
-_LAYERS = ("expand", "norm1", "act1", "depthwise", "norm2", "act2", "project", "norm3")
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,13 @@ def absorb(network: nn.Module, blocks: Sequence[Bottleneck], gated_network: nn.M
     network.load_state_dict(state, strict=False)
     for block in blocks:
         if block.name in gates:
-            for layer in _LAYERS:
-                own: nn.Module = getattr(block.parts, layer)
-                own.load_state_dict(getattr(gates[block.name], layer).state_dict())
+            gate, parts = gates[block.name], block.parts
+            for own, learned in (
+                *zip(parts.convs, gate.convs, strict=True),
+                *zip(parts.norms, gate.norms, strict=True),
+                *zip(parts.acts, gate.acts, strict=True),
+            ):
+                own.load_state_dict(learned.state_dict())
 
 
 def gate_speeds(gains: Mapping[str, float], speed: float) -> dict[str, float]:

@@ -6,7 +6,12 @@ Every sub-module is traced by itself (torch.fx). It is an inverted bottleneck if
     1x1 convolution, [norm]                                             and maybe + its input
 
 and nothing else, whatever its class: timm's and torchvision's ``InvertedResidual`` and our own
-are found alike. What comes close is named with what stands in the way.
+are found alike. So is the fused form (arXiv 2003.02838; timm's ``EdgeResidual``), where one
+convolution does the first two's work:
+
+    kxk convolution to more channels, [norm], activation, 1x1 convolution, [norm]   and maybe + x
+
+What comes close to the first is named with what stands in the way.
 """
 
 from __future__ import annotations
@@ -22,7 +27,10 @@ from torch import fx, nn
 from collapsible.blocks.restructurable import BottleneckParts
 from collapsible.errors import UsageError
 
-LOOKED_FOR = "1x1 convolution, activation, depthwise convolution, activation, 1x1 convolution"
+LOOKED_FOR = (
+    "1x1 convolution, activation, depthwise convolution, activation, 1x1 convolution; or kxk "
+    "convolution to more channels, activation, 1x1 convolution"
+)
 _ACTIVATIONS = (
     nn.ReLU,
     nn.ReLU6,
@@ -53,13 +61,18 @@ class Bottleneck:
 
     @property
     def shape(self) -> str:
-        """``16>96>24 k3 s2 relu6``: channels in, inside and out, kernel, stride, activation."""
+        """``16>96>24 k3 s2 relu6``: channels in, inside and out, kernel, stride, activation.
+
+        The fused form has ``fused`` behind.
+        """
         parts = self.parts
-        kernel, stride = parts.depthwise.kernel_size, parts.depthwise.stride
+        first, last, wide = parts.convs[0], parts.convs[-1], parts.convs[parts.place]
+        kernel, stride = wide.kernel_size, wide.stride
         one = f"k{kernel[0]}" if kernel[0] == kernel[1] else f"k{kernel[0]}x{kernel[1]}"
         step = f"s{stride[0]}" if stride[0] == stride[1] else f"s{stride[0]}x{stride[1]}"
-        wide = (parts.expand.in_channels, parts.expand.out_channels, parts.project.out_channels)
-        text = f"{'>'.join(map(str, wide))} {one} {step} {type(parts.act1).__name__.lower()}"
+        channels = (first.in_channels, first.out_channels, last.out_channels)
+        text = f"{'>'.join(map(str, channels))} {one} {step} {type(parts.acts[0]).__name__.lower()}"
+        text += " fused" if len(parts.convs) == 2 else ""
         return text + (" +x" if parts.residual else "")
 
 
@@ -97,11 +110,14 @@ def find_bottlenecks(network: nn.Module) -> tuple[tuple[Bottleneck, ...], tuple[
     for name, module in network.named_modules():
         inner = list(module.modules())
         depthwise = [m for m in inner if _is_depthwise(m)]
-        if len(depthwise) != 1 or module in taken or _is_depthwise(module):
+        fused = not depthwise and sum(isinstance(m, nn.Conv2d) for m in inner) == 2
+        if (len(depthwise) != 1 and not fused) or module in taken or _is_depthwise(module):
             continue
         try:
             parts = read_bottleneck(module)
         except UnlikeError as reason:
+            if fused:
+                continue
             place = next(n for n, m in network.named_modules() if m is depthwise[0])
             # The outermost module of one depthwise convolution says most.
             reasons.setdefault(place, str(reason))
@@ -275,6 +291,18 @@ def _assign(layers: list[nn.Module], residual: bool) -> BottleneckParts:
             raise UnlikeError(f"an activation was looked for {place}, {seen} stands there")
         return flat.pop(0)
 
+    if sum(isinstance(layer, nn.Conv2d) for layer in flat) == 2:
+        wide, norm1 = conv("a convolution in front"), norm()
+        if wide.groups > 1 or max(wide.kernel_size) == 1:
+            raise UnlikeError(f"a wide convolution was looked for, {_short(wide)} stands there")
+        _check_padding(wide)
+        act1 = act("behind the wide convolution")
+        project, norm2 = pointwise("a 1x1 convolution at the end"), norm()
+        if flat:
+            raise UnlikeError(f"{type(flat[0]).__name__} follows the last 1x1 convolution")
+        if project.in_channels <= project.out_channels:
+            raise UnlikeError(f"{_short(project)} narrows nothing")
+        return BottleneckParts((wide, project), (norm1, norm2), (act1,), residual, drop)
     expand, norm1 = pointwise("a 1x1 convolution in front"), norm()
     act1 = act("before the depthwise convolution")
     depthwise = conv("a depthwise convolution")
@@ -282,15 +310,19 @@ def _assign(layers: list[nn.Module], residual: bool) -> BottleneckParts:
         raise UnlikeError(
             f"a depthwise convolution was looked for, {_short(depthwise)} stands there"
         )
-    if isinstance(depthwise.padding, str) or depthwise.padding_mode != "zeros":
-        raise UnlikeError(f"padding {depthwise.padding!r} of mode {depthwise.padding_mode!r}")
+    _check_padding(depthwise)
     norm2, act2 = norm(), act("after the depthwise convolution")
     project, norm3 = pointwise("a 1x1 convolution at the end"), norm()
     if flat:
         raise UnlikeError(f"{type(flat[0]).__name__} follows the last 1x1 convolution")
     return BottleneckParts(
-        expand, norm1, act1, depthwise, norm2, act2, project, norm3, residual, drop
+        (expand, depthwise, project), (norm1, norm2, norm3), (act1, act2), residual, drop
     )
+
+
+def _check_padding(conv: nn.Conv2d) -> None:
+    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+        raise UnlikeError(f"padding {conv.padding!r} of mode {conv.padding_mode!r}")
 
 
 def _short(conv: nn.Conv2d) -> str:

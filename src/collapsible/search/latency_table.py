@@ -202,10 +202,7 @@ def _form_latency(
 
 def _key(kind: type[nn.Module], block: Bottleneck, size: tuple[int, ...], target: Target) -> str:
     parts = block.parts
-    layers = {
-        name: repr(getattr(parts, name))
-        for name in ("expand", "norm1", "act1", "depthwise", "norm2", "act2", "project", "norm3")
-    }
+    layers = [repr(layer) for layer in (*parts.convs, *parts.norms, *parts.acts)]
     facts = [CACHE_VERSION, kind.__name__, layers, parts.residual, size, asdict(target)]
     facts.append({package: _version(package) for package in _TOOLS[target.kind]})
     if target.kind == "host":
@@ -225,14 +222,14 @@ def _redrawn(parts: BottleneckParts) -> BottleneckParts:
     parts = parts.copies()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name in ("expand", "depthwise", "project"):
-            conv = getattr(parts, name).float().cpu()
+        for conv in parts.convs:
+            conv.float().cpu()
             fan = conv.weight[0].numel() ** -0.5
             conv.weight.copy_(fan * torch.randn(conv.weight.shape, generator=generator))
             if conv.bias is not None:
                 conv.bias.zero_()
-        for name in ("norm1", "norm2", "norm3"):
-            norm = getattr(parts, name).float().cpu()
+        for norm in parts.norms:
+            norm.float().cpu()
             if isinstance(norm, nn.BatchNorm2d):
                 norm.reset_parameters()
     return parts
