@@ -74,6 +74,29 @@ def test_given_low_pictures_are_used(tmp_path: Path) -> None:
     assert evaluate("bicubic", tmp_path, scale=2).low == "LRx2"
 
 
+def test_compressed_low_pictures_are_those_of_files(tmp_path: Path, pictures: Path) -> None:
+    """With ``jpeg`` as with low-resolution files that were compressed by Pillow."""
+    from PIL import Image
+
+    for folder in ("HR", "LRx2"):
+        (tmp_path / folder).mkdir()
+    for pair in read_pairs(pictures, 2):
+        write_picture(tmp_path / "HR" / f"{pair.name}.png", pair.high)
+        low = pair.low[..., 0] if pair.low.shape[2] == 1 else pair.low
+        Image.fromarray(low).save(tmp_path / "LRx2" / f"{pair.name}.jpg", quality=40)
+    given = evaluate("bicubic", tmp_path, scale=2)
+    made = evaluate("bicubic", pictures, scale=2, jpeg=40)
+    assert made.psnr == given.psnr
+    assert made.psnr_picture == given.psnr_picture
+    assert made.low.endswith("then JPEG of quality 40")
+    clean = evaluate("bicubic", pictures, scale=2)
+    assert clean.psnr is not None
+    assert made.psnr is not None
+    assert made.psnr < clean.psnr
+    with pytest.raises(UsageError, match="jpeg=0"):
+        evaluate("bicubic", pictures, jpeg=0)
+
+
 def test_high_pictures_are_cropped_to_the_scale_and_lose_alpha(tmp_path: Path) -> None:
     high = noise(41, 47, 4)
     write_picture(tmp_path / "a.png", high)

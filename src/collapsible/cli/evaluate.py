@@ -39,6 +39,10 @@ def evaluate(
     architecture: Annotated[
         str | None, typer.Option(help="Network of a .safetensors file that nothing describes.")
     ] = None,
+    jpeg: Annotated[
+        int | None,
+        typer.Option(help="Compress the low-resolution pictures as JPEG of this quality first."),
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(help="Weights of a classifier that is given by its name.")
     ] = None,
@@ -98,6 +102,7 @@ def evaluate(
             engine=engine,
             precision=precision,
             architecture=architecture,
+            jpeg=jpeg,
             on_picture=lambda done, total: update(done=done, total=total),
         )
     print_json(report.json()) if json else print(report.table())

@@ -8,7 +8,6 @@ so single values may differ from Pillow's.
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from collapsible.defence.stages import Stage, passing_clamp, passing_round
 from collapsible.errors import UsageError
+from collapsible.imaging import code_jpeg
 
 # ITU-T T.81, tables K.1 and K.2.
 LUMA = (
@@ -66,14 +66,8 @@ class Jpeg(Stage):
         self.basis: Tensor
 
     def exact(self, x: Tensor) -> Tensor:
-        from PIL import Image
-
         pixels = (x.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        done = np.empty_like(pixels)
-        for picture, result in zip(pixels, done, strict=True):
-            stream = io.BytesIO()
-            Image.fromarray(picture).save(stream, "JPEG", quality=self.quality)
-            result[...] = np.asarray(Image.open(stream))
+        done = np.stack([code_jpeg(picture, self.quality) for picture in pixels])
         back = torch.from_numpy(done).permute(0, 3, 1, 2).to(x)
         return (back / 255).contiguous()
 

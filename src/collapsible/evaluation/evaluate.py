@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from collapsible.evaluation.measure import (
     score,
 )
 from collapsible.evaluation.pairs import find_pairs, has_given_low, luma, read_pair
-from collapsible.imaging import resize
+from collapsible.imaging import code_jpeg, resize
 
 
 def evaluate(
@@ -28,6 +29,7 @@ def evaluate(
     engine: str = "auto",
     precision: str = "auto",
     architecture: str | None = None,
+    jpeg: int | None = None,
     on_picture: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
     """Measure a model by the field's protocol (``PROTOCOL`` says it in words).
@@ -37,17 +39,22 @@ def evaluate(
     ``data`` is a folder of high-resolution pictures, or one that holds ``HR`` and ``LRx2`` and so
     on, whose low-resolution pictures are then used; otherwise they are made by MATLAB's bicubic
     with mirrored borders. ``engine`` and ``precision`` are those of ``collapsible.upscale``.
-    ``on_picture(done, total)`` is called after each picture.
+    With ``jpeg`` (a quality of 1 to 100) the low-resolution pictures pass a JPEG file first, with
+    chroma at half the size. ``on_picture(done, total)`` is called after each picture.
     Raises ``UnknownNameError``, ``UsageError``, ``PictureError``, ``WeightsError``, and
     ``MissingExtraError`` where torch is needed and not installed.
     """
     data = Path(data)
+    if jpeg is not None and not 1 <= jpeg <= 100:
+        raise UsageError(f"jpeg={jpeg}: a quality from 1 to 100 is accepted")
     files = find_pairs(data, scale)
     scores = []
     with tempfile.TemporaryDirectory(prefix="collapsible-") as scratch:
         subject = _subject(model, scale, engine, precision, architecture, Path(scratch))
         for done, (high, low) in enumerate(files, start=1):
             pair = read_pair(high, low, scale)
+            if jpeg is not None:
+                pair = replace(pair, low=code_jpeg(pair.low, jpeg))
             own = score(pair, np.clip(subject.luma(pair.low), 0, 255), scale)
             picture = score(pair, luma(subject.picture(pair.low)), scale)
             scores.append(PictureScore(pair.name, *own, *picture))
@@ -57,7 +64,8 @@ def evaluate(
         model=subject.name,
         scale=scale,
         data=str(data),
-        low=f"LRx{scale}" if has_given_low(data, scale) else "MATLAB bicubic, mirrored borders",
+        low=(f"LRx{scale}" if has_given_low(data, scale) else "MATLAB bicubic, mirrored borders")
+        + ("" if jpeg is None else f", then JPEG of quality {jpeg}"),
         protocol=PROTOCOL,
         engine=subject.engine,
         precision=subject.precision,

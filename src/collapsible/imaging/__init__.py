@@ -24,7 +24,7 @@ from collapsible.imaging.pictures import (
 )
 from collapsible.imaging.png import PngWriter
 from collapsible.imaging.resize import Border, crop_to_multiple, resize
-from collapsible.imaging.writing import output_format, write_picture
+from collapsible.imaging.writing import code_jpeg, output_format, write_picture
 
 __all__ = [
     "MAX_PIXELS",
@@ -38,6 +38,7 @@ __all__ = [
     "PngWriter",
     "UnsupportedPictureError",
     "atomic_write",
+    "code_jpeg",
     "crop_to_multiple",
     "list_pictures",
     "output_format",

@@ -22,12 +22,15 @@ from collapsible.imaging import (
     resize,
     rgb_to_y,
 )
+from collapsible.training.degrade import GRID, degrade, margin
+from collapsible.training.recipes import DegradeSpec
 
 # Luma is kept as 16-bit fixed point: 1/256 of a level is far below the PSNR's last digit, and
 # half the memory of floats.
 LUMA_STEPS = 256.0
 # Raise when the layout or the arithmetic of the cache changes.
 CACHE_VERSION = 2
+CLEAN = DegradeSpec()
 
 
 def cache_folder() -> Path:
@@ -183,16 +186,25 @@ class PatchSampler:
     Nothing is carried from one draw to the next, so a resumed or differently divided run draws
     the same patches. A picture is drawn with probability proportional to the square root of its
     area: large photographs count for more than small ones, but do not crowd them out.
-    Each patch is flipped and turned into one of its eight symmetries at random.
+    Each patch is flipped and turned into one of its eight symmetries at random. ``spec`` says what
+    happens to low-resolution patches before.
     """
 
-    def __init__(self, pictures: PairedPictures, *, patch: int, seed: int) -> None:
+    def __init__(
+        self,
+        pictures: PairedPictures,
+        *,
+        patch: int,
+        seed: int,
+        spec: DegradeSpec = CLEAN,
+    ) -> None:
         self.pairs, self.scale, self.patch, self.seed = (
             pictures.pairs,
             pictures.scale,
             patch,
             seed,
         )
+        self.spec = spec
         weight = np.array([np.sqrt(p.low.shape[0] * p.low.shape[1]) for p in self.pairs])
         self.cumulative = np.cumsum(weight / weight.sum())
 
@@ -209,6 +221,8 @@ class PatchSampler:
         top = int(random.integers(pair.low.shape[0] - size + 1))
         left = int(random.integers(pair.low.shape[1] - size + 1))
         low = pair.low[top : top + size, left : left + size]
+        if self.spec.share and random.random() < self.spec.share:
+            low = self._degraded(pair.low, top, left, random)
         high = pair.high[s * top : s * (top + size), s * left : s * (left + size)]
         turns, flip = int(random.integers(4)), bool(random.integers(2))
         patches = []
@@ -217,3 +231,21 @@ class PatchSampler:
             turned = turned[:, ::-1] if flip else turned
             patches.append(np.ascontiguousarray(turned.transpose(2, 0, 1)))
         return patches[0], patches[1]
+
+    def _degraded(
+        self, picture: np.ndarray, top: int, left: int, random: np.random.Generator
+    ) -> np.ndarray:
+        """The patch, degraded with what lies around it; a border is repeated.
+
+        The grid of blocks that JPEG sees lies anywhere.
+        """
+        size, around = self.patch, margin(self.spec)
+        shift = [int(random.integers(GRID)) if self.spec.jpeg else 0 for _ in range(2)]
+        before = [around + s for s in shift]
+        rows, columns = (
+            np.arange(start - b, start + size + around).clip(0, length - 1)
+            for start, b, length in zip((top, left), before, picture.shape[:2], strict=True)
+        )
+        steps = LUMA_STEPS if picture.dtype == np.uint16 else 1.0
+        whole = degrade(picture[rows[:, None], columns], self.spec, random, steps=steps)
+        return whole[before[0] : before[0] + size, before[1] : before[1] + size]

@@ -77,6 +77,22 @@ class AugmentSpec:
 
 
 @dataclass(frozen=True)
+class DegradeSpec:
+    """What befalls a low-resolution patch before the network sees it, as pictures on the web.
+
+    ``share`` of the patches are blurred (a Gaussian's standard deviation in pixels), made noisy (a
+    standard deviation in levels of 255) and compressed as JPEG (its quality, 1 to 100), each
+    amount drawn evenly from its range (least, most); an empty one leaves that out. The
+    high-resolution patch stays as it is.
+    """
+
+    share: float = 0.0
+    blur: tuple[float, ...] = ()
+    noise: tuple[float, ...] = ()
+    jpeg: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class OptimiserSpec:
     """``adam`` or ``adamw``; ``clip`` bounds the gradient's norm (0 leaves it).
 
@@ -123,6 +139,7 @@ class Recipe:
     optimiser: OptimiserSpec = field(default_factory=OptimiserSpec)
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
+    degrade: DegradeSpec = field(default_factory=DegradeSpec)
     loss: str = "l1"
     precision: str = "fp32"
     average: float = 0.999
@@ -167,6 +184,8 @@ MINIMA: dict[str, float] = {
     "augment.cutmix": 0,
 }
 SHARES = ("augment.flip", "augment.erasing", "augment.smoothing")
+# Ranges, by the dotted key: the least and the most that are accepted.
+RANGES = {"degrade.blur": (0.0, 5.0), "degrade.noise": (0.0, 100.0), "degrade.jpeg": (1.0, 100.0)}
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
@@ -236,6 +255,10 @@ def parse_recipe(table: dict[str, Any]) -> Recipe:
         raise UsageError(f"data.rescale = {list(recipe.data.rescale)}: factors in (0, 1]")
     if 2 * recipe.data.crop >= recipe.data.patch:
         raise UsageError(f"data.crop = {recipe.data.crop} leaves nothing of {recipe.data.patch}")
+    if recipe.task == "super-resolution":
+        _check_degrade(recipe)
+    elif recipe.degrade != DegradeSpec():
+        raise UsageError("degrade: it is for the patches of super-resolution")
     if recipe.task == "classification":
         _check_classification(recipe)
     elif recipe.task == "detection":
@@ -246,6 +269,18 @@ def parse_recipe(table: dict[str, Any]) -> Recipe:
     elif recipe.augment != AugmentSpec():
         raise UsageError("augment: it is for classification; patches have their own symmetries")
     return recipe
+
+
+def _check_degrade(recipe: Recipe) -> None:
+    if not 0 <= recipe.degrade.share <= 1:
+        raise UsageError(f"degrade.share = {recipe.degrade.share}: expected 0 to 1")
+    for key, (least, most) in RANGES.items():
+        value = _dotted(recipe, key)
+        if value and (len(value) != 2 or not least <= value[0] <= value[1] <= most):
+            raise UsageError(
+                f"{key} = {list(value)}: expected two numbers from {least:g} to {most:g}, the "
+                "smaller first"
+            )
 
 
 def _check_classification(recipe: Recipe) -> None:

@@ -76,7 +76,9 @@ class SuperResolution:
         )
         self.skipped = pictures.skipped
         self.count = len(pictures.pairs)
-        self.sampler = PatchSampler(pictures, patch=recipe.data.patch, seed=recipe.seed)
+        self.sampler = PatchSampler(
+            pictures, patch=recipe.data.patch, seed=recipe.seed, spec=recipe.degrade
+        )
         self.sets = {
             name: PairedPictures([folder], scale=scale, colour=colour, grey_is_luma=True).pairs
             for name, folder in validation.items()
