@@ -136,10 +136,14 @@ def test_a_model_without_an_int8_graph(tmp_path):
 @pytest.mark.parametrize(
     "act", [pytest.param("relu", id="relu"), pytest.param("prelu", id="prelu")]
 )
-@pytest.mark.parametrize("options", [{"colour": "rgb"}, {"input_residual": False}, {"scale": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [{"colour": "rgb"}, {"input_residual": False}, {"scale": 3}, {"kernels": ((2, 2), (1, 3))}],
+)
 def test_every_form_of_network_is_quantised(tmp_path, act, options):
     torch.manual_seed(1)
-    network = create_model("sesr_m2", act=act, **{"scale": 2, **options})
+    name = "sesr_nas" if "kernels" in options else "sesr_m2"
+    network = create_model(name, act=act, **{"scale": 2, **options})
     picture = scene(32, 40, seed=5)
     for name, model in (
         ("float", build_picture_graph(network, name="m2")),

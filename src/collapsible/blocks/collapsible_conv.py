@@ -45,7 +45,7 @@ class SameConv2d(nn.Conv2d):
         return same_conv2d(input, self.weight, self.bias, self.groups)
 
 
-def same_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+def same_conv2d(x: Tensor, kernel: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
     """Convolve with zero padding that keeps the size, whatever the kernel's shape."""
     left, right, top, bottom = same_padding((kernel.shape[-2], kernel.shape[-1]))
     if (left, top) == (right, bottom):

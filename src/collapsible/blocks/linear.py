@@ -6,7 +6,7 @@ from torch import nn
 
 from collapsible.blocks.collapsible_conv import CollapsibleConv2d, Mode
 from collapsible.blocks.parallel_conv import ParallelConv2d, draw
-from collapsible.errors import UnknownNameError
+from collapsible.errors import UnknownNameError, UsageError
 
 LINEAR_BLOCKS = ("sesr", "expandnet", "repvgg", "plain")
 
@@ -15,20 +15,21 @@ def linear_block(
     kind: str,
     in_channels: int,
     out_channels: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     *,
     residual: bool = False,
     expansion: int = 256,
     mode: Mode = "collapsed",
     gain: float | None = None,
 ) -> nn.Module:
-    """A block that collapses to one k x k convolution (k odd), as one of the papers trains it.
+    """A block that collapses to one convolution, as one of the papers trains it.
 
     ``sesr`` goes through ``expansion`` channels and has a short residual where ``residual`` asks
     for it; ``expandnet`` is the same without; ``repvgg`` has a 1x1 and, where ``residual`` asks,
     the identity in parallel; ``plain`` is the small convolution itself. ``expansion`` and ``mode``
-    mean nothing to the last two. ``gain`` scales the first kernel: see ``CollapsibleConv2d``.
-    Raises ``UnknownNameError`` for another kind.
+    mean nothing to the last two, whose kernels are square and odd. ``gain`` scales the first
+    kernel: see ``CollapsibleConv2d``.
+    Raises ``UnknownNameError`` for another kind, ``UsageError`` for a kernel that it cannot have.
     """
     if kind in ("sesr", "expandnet"):
         return CollapsibleConv2d(
@@ -40,9 +41,13 @@ def linear_block(
             mode=mode,
             gain=gain,
         )
+    if kind not in LINEAR_BLOCKS:
+        raise UnknownNameError("linear block", kind, LINEAR_BLOCKS)
+    side = kernel_size if isinstance(kernel_size, int) else kernel_size[0]
+    if side % 2 == 0 or kernel_size not in (side, (side, side)):
+        raise UsageError(f"kernel {kernel_size}: a {kind} block has a square and odd one")
+    kernel_size = side
     if kind == "repvgg":
         return ParallelConv2d(in_channels, out_channels, kernel_size, identity=residual, gain=gain)
-    if kind == "plain":
-        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        return draw(conv, 1.0 if gain is None else gain)
-    raise UnknownNameError("linear block", kind, LINEAR_BLOCKS)
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    return draw(conv, 1.0 if gain is None else gain)

@@ -77,5 +77,7 @@ _add_group(
     scale.sesr,
     scale.correlate,
 )
-_add_group("search", "Search for networks that suit a target, by training.", search.ran_e)
+_add_group(
+    "search", "Search for networks that suit a target, by training.", search.ran_e, search.sesr
+)
 _add_group("bench", "Time networks against their peers on this machine.", bench.ran_i)

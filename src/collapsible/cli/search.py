@@ -268,3 +268,90 @@ def _write_onnx(network: nn.Module, out: Path, size: tuple[int, ...]) -> None:
 
     batch, channels, height, width = size
     save_onnx(collapse(network)[0], out / "network.onnx", (batch, channels, height, width))
+
+
+@example(
+    "collapsible search sesr --data pictures/train --target host --input-size 1,1,540,960 "
+    "--budget 0.85 --out runs/sesr; collapsible train runs/sesr/found.toml --data pictures/train"
+)
+def sesr(
+    data: Annotated[list[Path], typer.Option(help="Folder of pictures; give it again for more.")],
+    budget: Annotated[
+        str, typer.Option(help="Share of SESR-M5's latency, as 0.85, or milliseconds, as 4.5ms.")
+    ],
+    target: Annotated[
+        str, typer.Option(help="Chip, as ethos-u55-256; host measures this machine.")
+    ] = "host",
+    scale: Annotated[int, typer.Option(help="Enlargement.")] = 2,
+    input_size: Annotated[
+        str, typer.Option(help="What latencies are of: 1,1,HEIGHT,WIDTH of the small picture.")
+    ] = "1,1,540,960",
+    tile: Annotated[str | None, typer.Option(help="Run in tiles of HEIGHT,WIDTH.")] = None,
+    kernels: Annotated[
+        str | None, typer.Option(help="To choose among, as 3x3,2x2,3x1 (height x width).")
+    ] = None,
+    widths: Annotated[str | None, typer.Option(help="Channels to choose among, as 8,16.")] = None,
+    blocks: Annotated[int, typer.Option(help="The most blocks.")] = 8,
+    act: Annotated[str, typer.Option(help="Activation: prelu or relu.")] = "prelu",
+    steps: Annotated[int, typer.Option(help="Steps of the search.")] = 4000,
+    train_steps: Annotated[int, typer.Option(help="Steps that found.toml trains.")] = 26_000,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/sesr-search"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads (default: all).")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Find a SESR whose kernels, width and depth suit a target.
+
+    Latency of every kernel at every width, a network that learns its own shape under the budget,
+    the exact choice, and a recipe that trains the found network from nothing. Safe to kill.
+    """
+    require_packages("search sesr", "torch", "safetensors", "lightning", extra="train")
+    import torch
+
+    from collapsible.search.sesr_search import default_recipe, search_sesr
+    from collapsible.search.sesr_space import SesrSpace
+
+    if steps < 1:
+        raise UsageError(f"--steps {steps}: the least is 1")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    size = read_size(input_size)
+    cut = None if tile is None else read_size(tile)
+    if cut is not None and len(cut) != 2:
+        raise UsageError(f"--tile {tile}: HEIGHT,WIDTH, as 120,160")
+    usual = SesrSpace()
+    space = SesrSpace(
+        usual.kernels if kernels is None else _kernels(kernels),
+        usual.widths if widths is None else tuple(read_size(widths)),
+        blocks,
+    )
+    with progress("searching") as update:
+        report = search_sesr(
+            data,
+            target,
+            budget,
+            input_size=size,
+            scale=scale,
+            tile=None if cut is None else (cut[0], cut[1]),
+            act=act,
+            space=space,
+            recipe=default_recipe(scale, steps),
+            train_steps=train_steps,
+            folder=out,
+            resume=resume,
+            on_progress=lambda phase, done, total, note: update(
+                done=done, total=total, description=f"{phase} {note}".strip()
+            ),
+        )
+    print_json(report.json()) if json else print(report.table())
+
+
+def _kernels(text: str) -> tuple[tuple[int, int], ...]:
+    found = []
+    for one in text.split(","):
+        sides = one.strip().lower().split("x")
+        if len(sides) != 2 or not all(side.isdigit() for side in sides):
+            raise UsageError(f"--kernels {text}: heights and widths, as 3x3,2x2,3x1")
+        found.append((int(sides[0]), int(sides[1])))
+    return tuple(found)

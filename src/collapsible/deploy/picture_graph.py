@@ -40,6 +40,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from collapsible.algebra import same_padding
 from collapsible.deploy.plain import Array, Layer, PlainNetwork, flatten_network
 from collapsible.imaging import RGB_TO_YCBCR, YCBCR_OFFSET, YCBCR_TO_RGB, atomic_write
 
@@ -147,8 +148,8 @@ class GraphBuilder:
         """A layer with its bend; ``weight`` names its weights where they are not a constant."""
         weight = weight or self.constant(layer.weight.astype(np.float32))
         bias = self.constant(layer.bias.astype(np.float32))
-        padding = [layer.weight.shape[-1] // 2] * 4
-        y = self.add("Conv", x, weight, bias, pads=padding)
+        left, right, top, bottom = same_padding((layer.weight.shape[-2], layer.weight.shape[-1]))
+        y = self.add("Conv", x, weight, bias, pads=[top, left, bottom, right])
         if layer.slope is None:
             return y
         if not layer.slope.any():

@@ -19,7 +19,9 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution [out, in, k, k] (k odd, zero padding that keeps the size) and its bend.
+    """A convolution [out, in, h, w] (zero padding that keeps the size) and its bend.
+
+    The padding is ``algebra.same_padding``; the first and the last layer are square and odd.
 
     ``slope`` is None for no non-linearity, otherwise the factor [out] on negative values (all
     zero for a ReLU).

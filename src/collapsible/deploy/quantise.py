@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from collapsible.blocks.collapsible_conv import same_conv2d
 from collapsible.deploy.picture_graph import CENTRE, GraphBuilder, fold_colour, uses_picture
 from collapsible.deploy.plain import Array, Layer, PlainNetwork, flatten_network
 from collapsible.errors import UsageError
@@ -145,7 +146,7 @@ def _beside(layers: tuple[Layer, ...]) -> Layer | None:
 
 def _convolve(x: Tensor, weight: Array, layer: Layer) -> Tensor:
     kernel, bias = (torch.from_numpy(np.float32(array)) for array in (weight, layer.bias))
-    y = F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2)
+    y = same_conv2d(x, kernel, bias)
     if layer.slope is None:
         return y
     slope = torch.from_numpy(np.float32(layer.slope)).reshape(-1, 1, 1)

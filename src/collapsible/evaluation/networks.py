@@ -91,20 +91,24 @@ def load_network(path: Path, architecture: str, scale: int, options: dict[str, A
     return deployed.float().eval()
 
 
+def _facts(folder: Path) -> Path | None:
+    """The facts of a checkpoint, or of the newest one below a run's folder."""
+    steps = sorted(folder.glob("step-*/facts.json"))
+    return next((p for p in (folder / "facts.json", *reversed(steps)) if p.is_file()), None)
+
+
 def _described(path: Path, scale: int) -> tuple[str, dict[str, Any]]:
     """The network of a weights file, from the card or the run's facts beside it."""
     if path.with_suffix(".json").is_file():
         card = read_card(path.with_suffix(".json"))
         found, options, of_scale = card.architecture, card.options, card.scale
-    elif (path.parent / "facts.json").is_file():
+    elif (facts_path := _facts(path.parent)) is not None:
         try:
-            facts = json.loads((path.parent / "facts.json").read_text(encoding="utf-8"))
+            facts = json.loads(facts_path.read_text(encoding="utf-8"))
             spec = json.loads(facts["recipe"])["network"]
             found, options, of_scale = spec["name"], spec["options"], spec["scale"]
         except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path.parent / 'facts.json'} is not a run's facts: {error}"
-            ) from None
+            raise UsageError(f"{facts_path} is not a run's facts: {error}") from None
     else:
         raise UsageError(
             f"nothing beside {path} says which network it is: give architecture, such as sesr-m5"

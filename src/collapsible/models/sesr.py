@@ -13,6 +13,7 @@ M7 18,128, M11 27,344, XL 105,376 (the paper's table 1). M2 is the defence paper
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -48,6 +49,17 @@ _LAST_WEIGHTS = {
 }
 
 
+def read_kernels(kernels: Sequence[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    """Kernels as pairs (height, width); raises ``UsageError`` for what is none."""
+    shapes = []
+    for kernel in kernels:
+        pair = tuple(kernel) if isinstance(kernel, Sequence) else ()
+        if len(pair) != 2 or not all(type(side) is int and side >= 1 for side in pair):
+            raise UsageError(f"kernel {kernel!r}: a height and a width are accepted, as (3, 2)")
+        shapes.append((pair[0], pair[1]))
+    return tuple(shapes)
+
+
 class Bend(nn.Module):
     """One linear block with a short residual and the non-linearity that follows it."""
 
@@ -65,9 +77,10 @@ class SESR(nn.Module):
 
     Maps [N, C, H, W] to [N, C, scale * H, scale * W] in [0, 1] (not clipped); C is 1 for
     ``colour="y"`` (BT.601 studio luma / 255) and 3 for ``"rgb"``. ``blocks`` is m and
-    ``features`` f in the text above; ``expansion`` is the paper's p. For the paper's ablation
-    ``block`` names another linear block (``blocks.linear_block``) for all layers, ``block_gain``
-    scales the first kernels of the m blocks, and each residual can be left out.
+    ``features`` f in the text above; ``kernels`` are the m blocks' (height, width) where they are
+    not all 3x3 (section 3.4: even and asymmetric ones); ``expansion`` is the paper's p. For the
+    paper's ablation ``block`` names another linear block (``blocks.linear_block``) for all layers,
+    ``block_gain`` scales the first kernels of the m blocks, and each residual can be left out.
     Raises ``UsageError`` for values outside these.
     """
 
@@ -84,9 +97,13 @@ class SESR(nn.Module):
         block_gain: float | None = None,
         long_residual: bool = True,
         input_residual: bool = True,
+        kernels: Sequence[Sequence[int]] | None = None,
         mode: Mode = "collapsed",
     ) -> None:
         super().__init__()
+        shapes = read_kernels([(3, 3)] * blocks if kernels is None else kernels)
+        if len(shapes) != blocks:
+            raise UsageError(f"{len(shapes)} kernels for {blocks} blocks: one a block")
         if colour not in COLOUR_CHANNELS:
             raise UsageError(f"colour {colour!r}: known are {', '.join(COLOUR_CHANNELS)}")
         if scale < 2 or blocks < 1 or features < 1:
@@ -99,17 +116,14 @@ class SESR(nn.Module):
         wide = partial(linear_block, block, expansion=expansion, mode=mode)
         self.first = wide(channels, features, 5)
         self.blocks = nn.ModuleList(
-            Bend(wide(features, features, 3, residual=True, gain=block_gain), features, act)
-            for _ in range(blocks)
+            Bend(wide(features, features, shape, residual=True, gain=block_gain), features, act)
+            for shape in shapes
         )
+        self.receptive_radius = 4 + sum(max(shape) // 2 for shape in shapes)
+        """How far, in input pixels, an output looks: 2 + m + 2 where all kernels are 3x3."""
         # The last block starts small: with the input residual the untrained network is then
         # close to enlarging by nearest neighbour, and the first steps do not have to undo noise.
         self.last = wide(features, channels * scale**2, 5, gain=0.1)
-
-    @property
-    def receptive_radius(self) -> int:
-        """How far, in input pixels, an output looks: 2 + m + 2."""
-        return len(self.blocks) + 4
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge [N, C, H, W] to [N, C, scale * H, scale * W]."""
@@ -178,3 +192,9 @@ def sesr_m11(**options: object) -> SESR:
 @register
 def sesr_xl(**options: object) -> SESR:
     return SESR(blocks=11, features=32, **{"expansion": 64, **options})  # type: ignore[arg-type]
+
+
+@register
+def sesr_nas(*, kernels: Sequence[Sequence[int]] = ((3, 3),) * 5, **options: object) -> SESR:
+    """A SESR of any shape, such as ``collapsible search sesr`` finds; by default M5's."""
+    return SESR(len(kernels), kernels=kernels, **options)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import sys
 import typing
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from collapsible.errors import UnknownNameError, UsageError
+from collapsible.imaging import atomic_write
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -347,3 +349,33 @@ def read_recipe(source: str | Path) -> Recipe:
         return parse_recipe(table)
     except UsageError as error:
         raise UsageError(f"{path.name}: {error}") from error
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write a recipe as TOML, what has its default left out: whole, or not at all."""
+    lines, tables = [], []
+    for item in dataclasses.fields(recipe):
+        value = getattr(recipe, item.name)
+        if dataclasses.is_dataclass(value):
+            tables.append((item.name, value))
+        elif item.default is dataclasses.MISSING or value != item.default:
+            lines.append(f"{item.name} = {_toml(value)}")
+    for name, table in tables:
+        changed = [
+            f"{item.name} = {_toml(getattr(table, item.name))}"
+            for item in dataclasses.fields(table)
+            if item.default_factory is not dataclasses.MISSING
+            or item.default is dataclasses.MISSING
+            or getattr(table, item.name) != item.default
+        ]
+        lines += ["", f"[{name}]", *changed] if changed else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(one)}" for key, one in value.items()) + " }"
+    # JSON's texts, numbers and lists are TOML's too.
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
