@@ -80,7 +80,7 @@ CASES = [
     ("sesr_m2", {"scale": 2, "colour": "rgb"}),
     ("sesr_m2", {"scale": 2, "colour": "rgb", "input_residual": False}),
     ("sesr_m2", {"scale": 2, "input_residual": False, "long_residual": False}),
-    ("sesr_nas", {"scale": 2, "kernels": ((2, 2), (3, 1), (1, 4)), "features": 6}),
+    ("sesr_nas", {"scale": 2, "kernels": ((2, 2), (3, 1), (1, 4))}),
     ("fsrcnn", {"scale": 2}),
     ("fsrcnn", {"scale": 3}),
     ("fsrcnn", {"scale": 4, "colour": "rgb"}),
