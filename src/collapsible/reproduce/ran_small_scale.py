@@ -49,10 +49,10 @@ def small_scale(request: Request) -> Reproduction:
     seeds = request.seeds or (SEEDS if request.full else 1)
     folder = request.runs / f"ran-small-scale-{request.form}-{data.name}"
     found: dict[str, list[Result]] = {arm.name: [] for arm in arms}
-    total = len(arms) * seeds
+    total = sum(min(arm.seeds, seeds) for arm in arms)
     # Seed by seed, so that a run cut short has whole comparisons.
     for seed in range(seeds):
-        for arm in arms:
+        for arm in (arm for arm in arms if seed < arm.seeds):
             done = sum(map(len, found.values()))
             made = train_arm(arm, seed, setting, data, folder, request, (done, total))
             found[arm.name].append(made)
@@ -129,6 +129,7 @@ def _networks(found: Mapping[str, list[Result]]) -> Section:
                     "params": one.params / 1e6,
                     "units": one.units,
                     "deep": one.effectiveness,
+                    "seeds": len(top1),
                     "top1": statistics.fmean(top1),
                     "spread": statistics.stdev(top1) if len(top1) > 1 else None,
                     "least": min(top1),
@@ -145,6 +146,7 @@ def _networks(found: Mapping[str, list[Result]]) -> Section:
             Column("params", "Mparams", ".2f"),
             Column("units", "units", ",.0f"),
             Column("deep", "depth/width", ".3f"),
+            Column("seeds", "seeds"),
             Column("top1", "top-1 %", ".2f"),
             Column("spread", "s.d.", ".2f"),
         ),
@@ -153,8 +155,9 @@ def _networks(found: Mapping[str, list[Result]]) -> Section:
 
 
 def compare(first: Sequence[Result], second: Sequence[Result]) -> tuple[float, float, float]:
-    """Points of top-1 by which the first are better, seed by seed, and its 95 % interval."""
-    return difference([one.bits() for one in first], [one.bits() for one in second])
+    """Points of top-1 by which the first are better, over the seeds of both; its 95 % interval."""
+    pairs = list(zip(first, second, strict=False))
+    return difference([one.bits() for one, _ in pairs], [other.bits() for _, other in pairs])
 
 
 def _differences(found: Mapping[str, list[Result]]) -> Section:
