@@ -26,6 +26,7 @@ from collapsible.search.sesr_space import (
     SesrSpace,
     kernel_name,
     measure_shapes,
+    read_latencies,
 )
 from collapsible.search.sesr_supernet import SesrSupernet, ShapePressure, choose_shape
 from collapsible.training import list_recipes, read_recipe
@@ -142,7 +143,7 @@ def test_the_pressure_pushes_towards_the_budget_and_ends_there() -> None:
     assert float(settled.detach()) < 1e-6
 
 
-def test_a_table_is_the_target_s_and_adds_up() -> None:
+def test_a_table_is_the_target_s_and_adds_up(tmp_path) -> None:
     space = SesrSpace(((3, 3), (5, 5), (2, 2)), (8, 16), 6)
     table = measure_shapes(space, "npu-4tops", (1, 1, 270, 480), 2)
     for row in table.layers.values():
@@ -150,6 +151,15 @@ def test_a_table_is_the_target_s_and_adds_up() -> None:
     assert table.layers[8]["3x3"] < table.layers[16]["3x3"]
     assert table.total(M5) == pytest.approx(table.base_ms, rel=0.1)
     assert json.loads(table.json())["target"] == "npu-4tops"
+    (tmp_path / "table.json").write_text(table.json())
+    again = read_latencies(tmp_path / "table.json")
+    assert again == table
+    assert again.covers(space, "npu-4tops", (1, 1, 270, 480))
+    assert not again.covers(space, "npu-4tops", (1, 1, 270, 481))
+    assert not again.covers(SesrSpace(((3, 1),), (8,), 2), "npu-4tops", (1, 1, 270, 480))
+    (tmp_path / "table.json").write_text('{"target": 1}')
+    with pytest.raises(UsageError, match="no latencies"):
+        read_latencies(tmp_path / "table.json")
 
 
 @pytest.mark.parametrize("act", ["prelu", "relu"])
@@ -230,6 +240,11 @@ def test_search_resume_and_train_what_was_found(tmp_path, monkeypatch) -> None:
         app, ["evaluate", "trained/weights.safetensors", "--data", "pictures", "--json"]
     )
     assert measured.exit_code == 0, measured.stderr
+    table = json.loads((tmp_path / "run" / "latency.json").read_text())
+    (tmp_path / "run" / "latency.json").write_text(json.dumps({**table, "target": "host"}))
+    other = call("--budget", "0.7", "--resume")
+    assert other.exit_code == 2
+    assert "another target" in " ".join(other.stderr.split())
     low = call("--budget", "0.001", "--out", "other")
     assert low.exit_code != 0
     assert "below what can be reached" in " ".join(low.stderr.split())

@@ -16,6 +16,7 @@ from collapsible.errors import UsageError, require_packages
 if TYPE_CHECKING:
     from torch import nn
 
+    from collapsible.search.trials import TrialSetup
     from collapsible.training import Recipe
 
 
@@ -132,11 +133,14 @@ def ran_e(
     if len(budgets) > 1 or seeds != 1 or ray:
         if plan is not None or plan_only or budget is None:
             raise UsageError("several budgets, --seeds and --ray: without --plan and --plan-only")
-        from collapsible.search.trials import TrialSetup, list_trials, run_trials, write_trials
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("several budgets, --seeds and --ray: without torchrun")
+        from collapsible.search.trials import TrialSetup
 
         setup = TrialSetup(
             base,
-            data,
+            # A cluster's workers have another working folder.
+            data.absolute(),
             _recipe(name, recipe, steps, size[-1] if size else side),
             target,
             spec,
@@ -145,22 +149,7 @@ def ran_e(
             int8_steps=int8_steps,
             resume=resume,
         )
-        trials = list_trials(budgets, seeds, out)
-        with progress("trials", len(trials)) as update:
-            count = itertools.count(1)
-            report = run_trials(
-                setup,
-                trials,
-                ray=ray,
-                cpus=threads or 1,
-                on_done=lambda one: update(
-                    done=next(count),
-                    total=len(trials),
-                    description=f"{one.trial.budget}-{one.trial.seed} {one.top1:.2f} %",
-                ),
-            )
-        write_trials(report, out / "trials.json")
-        print_json(report.json()) if json else print(report.table())
+        _run_trials(setup, budgets, seeds, out, ray=ray, cpus=threads or 1, json=json)
         return
     chosen = read_plan(file) if follow else None
     done: tuple[Any, Any] | None = None
@@ -196,6 +185,36 @@ def ran_e(
         return
     result = chosen if done is None else done[1]
     print_json(result.json()) if json else print(result.table())
+
+
+def _run_trials(
+    setup: TrialSetup,
+    budgets: list[str],
+    seeds: int,
+    out: Path,
+    *,
+    ray: bool,
+    cpus: int,
+    json: bool,
+) -> None:
+    from collapsible.search.trials import list_trials, run_trials, write_trials
+
+    trials = list_trials(budgets, seeds, out.absolute())
+    with progress("trials", len(trials)) as update:
+        count = itertools.count(1)
+        report = run_trials(
+            setup,
+            trials,
+            ray=ray,
+            cpus=cpus,
+            on_done=lambda one: update(
+                done=next(count),
+                total=len(trials),
+                description=f"{one.trial.budget}-{one.trial.seed} {one.top1:.2f} %",
+            ),
+        )
+    write_trials(report, out / "trials.json")
+    print_json(report.json()) if json else print(report.table())
 
 
 def _load(network: str, weights: Path | None, data: Path) -> tuple[nn.Module, str, bool, int]:

@@ -29,6 +29,7 @@ from collapsible.search.sesr_space import (
     SesrSpace,
     kernel_name,
     measure_shapes,
+    read_latencies,
 )
 from collapsible.search.sesr_supernet import SesrSupernet, ShapePressure, ShapeTask, choose_shape
 from collapsible.training.loop import start_fabric, train
@@ -148,8 +149,12 @@ def search_sesr(
     fabric = fabric or start_fabric(recipe)
     table = None
     if fabric.is_global_zero:
-        # One process measures, and all have the same figures.
-        table = measure_shapes(
+        # One process measures, and all have the same figures; so has a search that goes on.
+        path = folder / "latency.json"
+        table = read_latencies(path) if resume and path.is_file() else None
+        if table is not None and not table.covers(space, target.name, size):
+            raise UsageError(f"{path} is of another target, size or space: give another folder")
+        table = table or measure_shapes(
             space,
             target,
             size,
@@ -158,7 +163,7 @@ def search_sesr(
             act=act,
             on_done=lambda done, total: show("latency table", done, total, ""),
         )
-        _write(folder / "latency.json", table.json())
+        _write(path, table.json())
     table = fabric.broadcast(table)
     assert table is not None
     budget_ms = read_budget(budget, table.base_ms)

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -95,6 +96,25 @@ class SesrLatencies:
     def json(self) -> str:
         """The table as a JSON object."""
         return json.dumps(asdict(self), indent=2)
+
+    def covers(self, space: SesrSpace, target: str, input_size: Sequence[int]) -> bool:
+        """Whether it has all that a search of a space needs."""
+        names = set(map(kernel_name, space.kernels))
+        same = self.target == target and tuple(self.input_size) == tuple(input_size)
+        return same and all(names <= set(self.layers.get(width, {})) for width in space.widths)
+
+
+def read_latencies(path: Path) -> SesrLatencies:
+    """The table that ``json`` wrote; raises ``UsageError`` for a file that holds none."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        numbers = {
+            name: {int(width): value for width, value in record[name].items()}
+            for name in ("ends", "layers")
+        }
+        return SesrLatencies(**{**record, **numbers, "input_size": tuple(record["input_size"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} holds no latencies of SESR: {error}") from error
 
 
 def measure_shapes(

@@ -331,6 +331,9 @@ def train(
             log.close()
     weights = folder / "weights.safetensors"
     if fabric.is_global_zero:
+        if start >= end:
+            # Nothing was left to do: what is written beside the weights has figures all the same.
+            metrics = task.validate(average)
         save_weights(average, weights)
     fabric.barrier()
     return TrainingReport(
