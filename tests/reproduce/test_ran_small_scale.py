@@ -14,7 +14,14 @@ from collapsible.search.scaling import effectiveness
 PICTURES = 1000
 
 
-def test_arms_are_within_their_budget_and_caps() -> None:
+def stopwatch(family, shape, kind, target) -> float:
+    """A layer's start-up and nothing else."""
+    assert kind == "latency_share"
+    return sum(shape.depths) / sum(family.base.depths)
+
+
+def test_arms_are_within_their_budget_and_caps(monkeypatch) -> None:
+    monkeypatch.setattr("collapsible.search.scaling.measure", stopwatch)
     kind = ran_small_scale_arms.family(LARGE_PICTURES)
     base = kind.count(kind.base).macs
     for arm in ARMS:
@@ -27,15 +34,29 @@ def test_arms_are_within_their_budget_and_caps() -> None:
         if arm.rule == "mass":
             cap = 0.2 if arm.deeper is None else arm.deeper * effectiveness(kind.base)
             assert effectiveness(shape) <= cap
+        if arm.quicker is not None:
+            assert sum(shape.depths) <= sum(kind.base.depths) / arm.quicker
     random = next(arm for arm in ARMS if arm.rule == "random")
     assert find_shape(random, LARGE_PICTURES, 0) != find_shape(random, LARGE_PICTURES, 1)
+
+
+def test_a_shape_found_with_a_stopwatch_is_kept_for_the_next_seed(tmp_path, monkeypatch) -> None:
+    arm = next(arm for arm in ARMS if arm.quicker is not None)
+    monkeypatch.setattr("collapsible.search.scaling.measure", stopwatch)
+    first = ran_small_scale_arms.keep_shape(arm, LARGE_PICTURES, 0, tmp_path)
+
+    def slower(*_: object) -> float:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("collapsible.search.scaling.measure", slower)
+    assert ran_small_scale_arms.keep_shape(arm, LARGE_PICTURES, 1, tmp_path) == first
 
 
 @pytest.mark.slow
 def test_the_small_form_runs_and_nothing_is_trained_twice(tmp_path, monkeypatch) -> None:
     pytest.importorskip("timm")
     report = reproduce("ran/small-scale", Request(runs=tmp_path, steps=2))
-    assert [row.name for row in report.sections[0].rows] == ["base", "mass", "random"]
+    assert [row.name for row in report.sections[0].rows] == ["base", "mass", "mass-quick", "random"]
     assert all(check.holds for check in report.checks)
     assert report.settings["results"][0]["seed"] == 0
 

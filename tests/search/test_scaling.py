@@ -150,7 +150,7 @@ def test_peak_memory_budget():
     assert cost(report.build(), (1, 3, 32, 32)).peak_memory == report.best.measured
 
 
-@pytest.mark.parametrize("kind", ["latency_ms", "npu_latency_ms"])
+@pytest.mark.parametrize("kind", ["latency_ms", "npu_latency_ms", "latency_share"])
 def test_budgets_of_latency_close_in_on_the_limit(kind, monkeypatch):
     """With a stopwatch that is exact: a million MACs a millisecond and 3 ms besides."""
 
@@ -166,11 +166,44 @@ def test_budgets_of_latency_close_in_on_the_limit(kind, monkeypatch):
         scale("convnext", target="ethos-u55-128", **{kind: 3}, **SMALL)
 
 
+def test_a_counted_and_a_measured_budget_hold_together(monkeypatch):
+    """A millisecond a block: best ranked of few enough blocks, though deeper score more."""
+    monkeypatch.setattr(
+        "collapsible.search.scaling.measure", lambda f, shape, *_: 1.0 * sum(shape.depths)
+    )
+    budget = {"macs": 5e6, **SMALL}
+    free = scale("convnext", top=1000, **budget)
+    for most in (sum(free.best.shape.depths) - 1, 6):
+        report = scale("convnext", latency_ms=most, **budget)
+        allowed = [one for one in free.candidates if sum(one.shape.depths) <= most]
+        assert report.best.shape == max(allowed, key=lambda one: one.score).shape
+        assert report.best.measured == sum(report.best.shape.depths)
+    assert json.loads(report.json())["budget"] == {"macs": 5e6, "latency_ms": 6}
+    assert "latency_ms" in report.table()
+    # Milliseconds by MACs: no number of blocks helps, a smaller budget does.
+    monkeypatch.setattr(
+        "collapsible.search.scaling.measure", lambda f, shape, *_: f.count(shape).macs / 1e6
+    )
+    report = scale("convnext", latency_ms=3, **budget)
+    assert 2.5e6 < report.best.macs <= 3e6
+    report = scale("convnext", latency_ms=30, **budget)
+    assert report.best.shape == free.best.shape
+
+
 def test_a_budget_far_off_stops_at_four_times_the_base():
     """A network that fills the memory must not be built to measure it."""
     family = find_family("convnext", size=(3, 32, 32), patch_size=2, num_classes=10)
     report = scale("convnext", peak_memory=1e15, **SMALL)
     assert report.best.macs <= 4 * family.count(family.base).macs
+
+
+def test_shares_are_of_the_base():
+    from collapsible.search.measure import measure
+
+    family = find_family("convnext", size=(3, 64, 64), patch_size=2, num_classes=10)
+    ones = Shape((1, 1, 1, 1), (8, 8, 8, 8))
+    assert 0 < measure(family, ones, "latency_share", "") < 1
+    assert 0.3 < measure(family, family.base, "latency_share", "") < 3
 
 
 def test_the_stopwatch_gives_milliseconds():
@@ -199,8 +232,9 @@ def test_budgets_that_no_network_meets_name_the_smallest(kind):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({}, "exactly one budget"),
-        ({"macs": 1e9, "params": 1e6}, "2 given"),
+        ({}, "given: none"),
+        ({"macs": 1e9, "params": 1e6}, "given: macs, params"),
+        ({"latency_ms": 1, "peak_memory": 1e6}, "given: latency_ms, peak_memory"),
         ({"macs": -1}, "above 0"),
         ({"macs": math.nan}, "above 0"),
         ({"macs": 1e9, "step": 0}, "from 1"),

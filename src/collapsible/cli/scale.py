@@ -32,6 +32,10 @@ def _command(name: str, base: str, about: str, usage: str) -> Any:
         latency_ms: Annotated[
             float | None, typer.Option(help="Budget of milliseconds, measured on this CPU.")
         ] = None,
+        latency_share: Annotated[
+            float | None,
+            typer.Option(help="Budget of latency over the base's, both measured on this CPU."),
+        ] = None,
         npu_latency_ms: Annotated[
             float | None, typer.Option(help="Budget of milliseconds, estimated for --target.")
         ] = None,
@@ -71,6 +75,7 @@ def _command(name: str, base: str, about: str, usage: str) -> Any:
                 macs=None if macs is None else read_amount(macs, "--macs"),
                 params=None if params is None else read_amount(params, "--params"),
                 latency_ms=latency_ms,
+                latency_share=latency_share,
                 npu_latency_ms=npu_latency_ms,
                 peak_memory=None
                 if peak_memory is None

@@ -68,7 +68,7 @@ def detection(request: Request) -> Reproduction:
             )
             pair[what], card = load_detector(report.weights)
             held[what] = find_boxed(data, part, card.classes)
-        seconds = time_pair(pair, next(iter(held.values())), rounds=5 if request.full else 1)
+        seconds = time_pair(pair, next(iter(held.values())), rounds=15 if request.full else 1)
         for what, network in pair.items():
             scores = score_boxes(held[what], detect_all(network, held[what]))
             maps[what] = scores.map or 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,8 +38,7 @@ class ScaleReport:
 
     base: str
     family: Family
-    budget: str
-    limit: float
+    budgets: Mapping[str, float]
     rule: str
     cap: float
     target: str
@@ -72,10 +72,10 @@ class ScaleReport:
             "base": self.base,
             "family": self.family.name,
             "input_size": self.family.size,
-            "budget": {self.budget: self.limit},
+            "budget": dict(self.budgets),
             "rule": self.rule,
             "cap": self.cap,
-            "target": self.target if self.budget == "npu_latency_ms" else None,
+            "target": self.target if "npu_latency_ms" in self.budgets else None,
             "candidates": [
                 {**asdict(one.shape), **{k: v for k, v in asdict(one).items() if k != "shape"}}
                 for one in self.candidates
@@ -86,8 +86,8 @@ class ScaleReport:
     def table(self) -> str:
         """A line a candidate."""
         head = ["rank", "depths", "widths", "params M", "MACs G", "NN-Mass", "units", "sum 1/w"]
-        measured = any(one.measured is not None for one in self.candidates)
-        rows = [[*head, "score", *([self.budget] if measured else [])]]
+        measured = [kind for kind in self.budgets if kind not in ("macs", "params")]
+        rows = [[*head, "score", *measured]]
         for rank, one in enumerate(self.candidates, start=1):
             row = [
                 str(rank),
@@ -131,7 +131,8 @@ class ScaleReport:
         axes.axvline(self.cap, linestyle=":", color="grey", label="cap")
         axes.set_xlabel("depth over width: sum over blocks of 1 / width")
         axes.set_ylabel("entropy" if self.rule == "entropy" else "non-linear units")
-        axes.set_title(f"{self.base}: {self.budget} at most {self.limit:g}")
+        limits = [f"{kind} at most {limit:g}" for kind, limit in self.budgets.items()]
+        axes.set_title(f"{self.base}: {', '.join(limits)}")
         axes.legend()
         try:
             figure.savefig(path)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ def scale(
     macs: float | None = None,
     params: float | None = None,
     latency_ms: float | None = None,
+    latency_share: float | None = None,
     npu_latency_ms: float | None = None,
     peak_memory: float | None = None,
     target: str = "ethos-u65-256",
@@ -52,13 +53,17 @@ def scale(
     seed: int = 0,
     **options: Any,
 ) -> ScaleReport:
-    """Networks of a family for one budget, best first. Nothing is trained.
+    """Networks of a family for a budget, best first. Nothing is trained.
 
     ``base`` names a family or a network to start from (``list_bases()``). The budget is one of
-    ``macs`` and ``params`` (counted, of one picture), ``latency_ms`` (measured on this CPU with
-    torch, fp32, batch 1), ``npu_latency_ms`` (estimated by Vela for ``target``) and
-    ``peak_memory`` (bytes of maps, counted at 4 bytes a number). The last three are met by trying
-    budgets of MACs up to four times the base's; only the best candidate of each try is measured.
+    ``macs`` and ``params`` (counted, of one picture), or one of ``latency_ms`` (measured on this
+    CPU with torch, fp32, batch 1), ``latency_share`` (the same over the base's, measured in turn:
+    what to take on a machine that other work slows), ``npu_latency_ms`` (estimated by Vela for ``target``) and
+    ``peak_memory`` (bytes of maps, counted at 4 bytes a number), or one of each kind. A budget of
+    the second kind alone is met by trying budgets of MACs up to four times the base's; only the
+    best candidate of each try is measured. Beside a counted one, the best candidate of each number
+    of blocks is measured, best first, until one meets it: a single small picture's latency is the
+    layers' start-up more than their MACs.
 
     ``rule``: "mass" (most non-linear units under the cap), "entropy" (DeepMAD's, arXiv
     2303.02165, under the same cap), "paper" (the three published networks, those in the budget if
@@ -68,7 +73,7 @@ def scale(
     guide, as it would put every block into the last. Widths are multiples of ``step``. ``size`` is
     (channels, height, width); ``options`` go to the network (``num_classes``, ``patch_size``).
 
-    Raises ``UnknownNameError`` for unknown names, ``UsageError`` for not exactly one budget or
+    Raises ``UnknownNameError`` for unknown names, ``UsageError`` for no budget, two of one kind or
     values out of range, ``BudgetError`` where no network meets the budget, with the smallest that
     there is.
     """
@@ -83,25 +88,33 @@ def scale(
         "macs": macs,
         "params": params,
         "latency_ms": latency_ms,
+        "latency_share": latency_share,
         "npu_latency_ms": npu_latency_ms,
         "peak_memory": peak_memory,
     }
     given = {name: value for name, value in budgets.items() if value is not None}
     if rule == "paper" and not given:
         given = {"macs": math.inf}
-    if len(given) != 1:
-        raise UsageError(f"give exactly one budget of {', '.join(budgets)}; {len(given)} given")
-    ((kind, limit),) = given.items()
-    if not limit > 0:
-        raise UsageError(f"{kind}={limit}: a budget is above 0")
-    search = _Search(family, rule, step, cap, freedom, seed)
+    counted = {name: value for name, value in given.items() if name in COUNTED}
+    taken = {name: value for name, value in given.items() if name not in COUNTED}
+    if not given or len(counted) > 1 or len(taken) > 1:
+        raise UsageError(
+            f"give one budget of {', '.join(COUNTED)}, one of {', '.join(MEASURED)}, or one of "
+            f"each; given: {', '.join(given) or 'none'}"
+        )
+    for name, value in given.items():
+        if not value > 0:
+            raise UsageError(f"{name}={value}: a budget is above 0")
+    search = _Search(family, rule, step, cap, freedom, seed, target)
     if rule == "paper":
-        found = search.paper(kind, limit, target)
-    elif kind in COUNTED:
-        found = search.run(kind, limit)
+        found = search.paper(given)
+    elif not taken:
+        found = search.run(*counted.popitem())
+    elif not counted:
+        found = search.run_measured(*taken.popitem())
     else:
-        found = search.run_measured(kind, limit, target)
-    return ScaleReport(base, family, kind, limit, rule, cap, target, tuple(found[:top]))
+        found = search.run_both(*counted.popitem(), *taken.popitem())
+    return ScaleReport(base, family, given, rule, cap, target, tuple(found[:top]))
 
 
 def effectiveness(shape: Shape) -> float:
@@ -133,10 +146,20 @@ def entropy(family: Family, shape: Shape) -> float:
 
 class _Search:
     def __init__(
-        self, family: Family, rule: str, step: int, cap: float, freedom: float, seed: int
+        self,
+        family: Family,
+        rule: str,
+        step: int,
+        cap: float,
+        freedom: float,
+        seed: int,
+        target: str,
     ) -> None:
         self.family, self.rule, self.step, self.seed = family, rule, step, seed
-        self.cap, self.freedom = cap, freedom
+        self.cap, self.freedom, self.target = cap, freedom, target
+
+    def measured(self, one: Candidate, kind: str) -> Candidate:
+        return replace(one, measured=measure(self.family, one.shape, kind, self.target))
 
     def amount(self, shape: Shape, kind: str) -> int:
         return getattr(self.family.count(shape), kind)
@@ -291,7 +314,7 @@ class _Search:
             if shape is not None:
                 yield shape
 
-    def paper(self, kind: str, limit: float, target: str) -> list[Candidate]:
+    def paper(self, budgets: Mapping[str, float]) -> list[Candidate]:
         if self.family.name != "convnext" or self.family.base.depths != (3, 3, 9, 3):
             raise UsageError("rule 'paper' scales ConvNeXt-T alone; give the base ran-i")
         base, found, over = self.family.base, [], []
@@ -300,28 +323,49 @@ class _Search:
                 tuple(round(depth * d) for d in base.depths),
                 tuple(round(width * w) for w in base.dims),
             )
-            if kind in COUNTED:
-                amount: float = self.amount(shape, kind)
-                candidate = self.candidate(shape)
-            else:
-                amount = measure(self.family, shape, kind, target)
-                candidate = replace(self.candidate(shape), measured=amount)
-            (found if amount <= limit else over).append((amount, candidate))
+            candidate, amounts = self.candidate(shape), {}
+            for kind in budgets:
+                if kind in COUNTED:
+                    amounts[kind] = float(self.amount(shape, kind))
+                else:
+                    candidate = self.measured(candidate, kind)
+                    amounts[kind] = candidate.measured or 0.0
+            worst = max((amounts[kind] / limit, kind) for kind, limit in budgets.items())
+            over.append((*worst, amounts[worst[1]], shape))
+            if worst[0] <= 1:
+                found.append(candidate)
         if not found:
-            amount, candidate = min(over, key=lambda pair: pair[0])
+            _, kind, amount, shape = min(over, key=lambda row: row[0])
             raise BudgetError(
-                f"{kind}={limit:g}: none of the published networks meets it; the smallest has "
-                f"{amount:,.4g} ({candidate.shape})"
+                f"{kind}={budgets[kind]:g}: none of the published networks meets it; the smallest "
+                f"has {amount:,.4g} ({shape})"
             )
-        return sorted((candidate for _, candidate in found), key=lambda c: -c.score)
+        return sorted(found, key=lambda c: -c.score)
 
-    def run_measured(self, kind: str, limit: float, target: str) -> list[Candidate]:
-        """The largest budget of MACs whose best candidate measures within the limit."""
+    def run_both(self, counted: str, limit: float, kind: str, most: float) -> list[Candidate]:
+        """The best candidate of a counted budget that measures within the other one.
+
+        Where no number of blocks is within it, a smaller budget of MACs has to do.
+        """
+        ranked = self.run(counted, limit)
+        tried: set[int] = set()
+        for place, one in enumerate(ranked):
+            blocks = sum(one.shape.depths)
+            if blocks in tried:
+                continue
+            tried.add(blocks)
+            one = self.measured(one, kind)
+            if (one.measured or 0.0) <= most:
+                return [one, *ranked[:place], *ranked[place + 1 :]]
+        return self.run_measured(kind, most, max(c.macs for c in ranked))
+
+    def run_measured(self, kind: str, limit: float, ceiling: float = math.inf) -> list[Candidate]:
+        """The largest budget of MACs, up to ``ceiling``, whose best measures within the limit."""
 
         def try_macs(macs: float) -> tuple[float, list[Candidate]]:
             found = self.run("macs", macs)
-            amount = measure(self.family, found[0].shape, kind, target)
-            return amount, [replace(found[0], measured=amount), *found[1:]]
+            best = self.measured(found[0], kind)
+            return best.measured or 0.0, [best, *found[1:]]
 
         low = float(self.amount(self.smallest(), "macs"))
         amount, best = try_macs(low)
@@ -332,8 +376,8 @@ class _Search:
             )
         # Start where the base stands, then close in; costs grow with MACs, if not evenly.
         high = float(self.amount(self.family.base, "macs"))
-        high = max(high, 2 * low)
-        most = MOST_OVER_BASE * high
+        most = min(MOST_OVER_BASE * max(high, 2 * low), ceiling)
+        high = min(max(high, 2 * low), ceiling)
         while True:
             amount, found = try_macs(high)
             if amount > limit:
