@@ -14,9 +14,19 @@ from collapsible.models.trained import create_classifier
 from collapsible.reproduce import Request, reproduce
 from collapsible.reproduce.ran_search import draw_pictures
 from collapsible.reproduce.ran_search_arms import narrow_blocks
-from collapsible.reproduce.ran_search_measure import difference, pack, unpack
+from collapsible.reproduce.ran_search_measure import difference, hits_of, pack, unpack
 from collapsible.search.inverted import require_bottlenecks
 from collapsible.search.plan import Plan, PlannedBlock, apply_plan
+
+
+def test_the_better_int8_file_counts():
+    worse, better = np.arange(9) < 3, np.arange(9) < 5
+    found = {"pictures": 9, "int8": pack(worse)}
+    assert (hits_of(found, "best") == worse).all()
+    for one, other in ((worse, better), (better, worse)):
+        found = {"pictures": 9, "int8": pack(one), "trained": pack(other)}
+        assert (hits_of(found, "best") == better).all()
+        assert (hits_of(found, "trained") == other).all()
 
 
 @pytest.mark.slow

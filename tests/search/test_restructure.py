@@ -124,6 +124,24 @@ def test_the_table_is_the_estimate_of_every_form_and_is_kept(network, table, mon
         build_latency_table(network, blocks, TARGET, (1, 3, 48, 48))
 
 
+def test_blocks_that_measure_as_nothing_stay_where_others_reach_the_budget(network, table):
+    """Of choices that four batches cannot tell apart, the fewest dense blocks; else importance."""
+    blocks = require_bottlenecks(network)
+    gains = {
+        row.name: row.keep.latency_ms - (row.dense.latency_ms or row.keep.latency_ms)
+        for row in table.blocks
+    }
+    order = sorted(gains, key=lambda name: -gains[name])
+    least = dict.fromkeys(gains, 0.0)
+    budget = table.network_ms - gains[order[0]]
+    assert choose_forms(table, blocks, budget, least, {}).dense == (order[0],)
+    # One that does cost gives way to all others together, if they reach as far.
+    budget = table.network_ms - sum(gains[name] for name in order[1:] if gains[name] > 0)
+    found = choose_forms(table, blocks, budget, {**least, order[0]: 1.0}, {})
+    assert order[0] not in found.dense
+    assert found.blocks[0].importance == {**least, order[0]: 1.0}[found.blocks[0].name]
+
+
 def test_a_form_that_the_compiler_rejects_is_no_choice(network, monkeypatch, tmp_path):
     real = latency_table.estimate
 

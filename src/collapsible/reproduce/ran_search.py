@@ -65,9 +65,9 @@ def search(request: Request) -> Reproduction:
     seconds = [arms.seconds(seed) for seed in range(setting.seeds)]
     notes = [
         "Top-1 is measured on all validation pictures; int8 by the LiteRT interpreter, on files "
-        f"calibrated with {setting.calibration} training pictures. int8 top-1 that counts is that "
-        f"after {setting.int8_steps} steps in int8 form where the plain file lost more than "
-        f"{setting.worth:g} points.",
+        f"calibrated with {setting.calibration} training pictures. Where a file lost more than "
+        f"{setting.worth:g} points, {setting.int8_steps} steps in int8 form made another; the "
+        "better of the two counts, for every network alike.",
         "Frames a second are estimated, of the int8 file for an Ethos-U by Vela; all else by a "
         "roofline of the network.",
         f"Plans, checkpoints, files and each picture's result: {runs}",

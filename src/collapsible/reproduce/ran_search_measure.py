@@ -113,9 +113,10 @@ def unpack(text: str, count: int) -> Bits:
 def hits_of(found: dict[str, Any], kind: str) -> Bits:
     """For each picture whether it was right: ``fp32``, ``int8``, ``trained`` or ``best``.
 
-    ``best`` is ``trained`` where there is one, else ``int8``: what would be deployed.
+    ``best`` is the better of the int8 files, ``int8`` and ``trained`` where there is one.
     """
-    kind = ("trained" if "trained" in found else "int8") if kind == "best" else kind
+    if kind == "best":
+        kind = max(("int8", "trained"), key=lambda one: top1(found, one) if one in found else -1.0)
     return unpack(found[kind], found["pictures"])
 
 

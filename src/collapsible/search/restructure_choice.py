@@ -12,6 +12,10 @@ from collapsible.search.latency_table import LatencyTable
 from collapsible.search.plan import Plan, PlannedBlock
 from collapsible.search.selection import Option, select
 
+# A rise of the loss below this cannot be told from none on a few batches, so that no block turns
+# dense for less: of choices that measure alike, the one with fewest dense blocks is taken.
+LEAST_IMPORTANCE = 1e-3
+
 
 def read_budget(budget: float | str, network_ms: float) -> float:
     """A budget in milliseconds: ``0.6`` of the network's latency, or ``"4.5ms"``.
@@ -43,7 +47,8 @@ def choose_forms(
 ) -> Plan:
     """The plan with the least total importance of dense blocks within the budget.
 
-    ``importance`` and ``gates`` are by block name; 0 and 1 where a block has none. Raises
+    ``importance`` and ``gates`` are by block name; 0 and 1 where a block has none. An importance
+    below ``LEAST_IMPORTANCE`` counts as that. Raises
     ``BudgetError`` with the least latency where nothing meets the budget.
     """
     planned, options = [], []
@@ -53,7 +58,7 @@ def choose_forms(
         loss = importance.get(block.name, 0.0)
         choices = [Option("keep", keep, 0.0)]
         if dense is not None:
-            choices.append(Option("dense", dense, loss))
+            choices.append(Option("dense", dense, max(loss, LEAST_IMPORTANCE)))
         options.append(choices)
         gate = gates.get(block.name, 1.0)
         planned.append(PlannedBlock(block.name, "keep", block.shape, keep, dense, loss, gate))

@@ -56,14 +56,18 @@ def scale(
     """Networks of a family for a budget, best first. Nothing is trained.
 
     ``base`` names a family or a network to start from (``list_bases()``). The budget is one of
-    ``macs`` and ``params`` (counted, of one picture), or one of ``latency_ms`` (measured on this
-    CPU with torch, fp32, batch 1), ``latency_share`` (the same over the base's, measured in turn:
-    what to take on a machine that other work slows), ``npu_latency_ms`` (estimated by Vela for ``target``) and
-    ``peak_memory`` (bytes of maps, counted at 4 bytes a number), or one of each kind. A budget of
-    the second kind alone is met by trying budgets of MACs up to four times the base's; only the
-    best candidate of each try is measured. Beside a counted one, the best candidate of each number
-    of blocks is measured, best first, until one meets it: a single small picture's latency is the
-    layers' start-up more than their MACs.
+    ``macs`` and ``params`` (counted, of one picture), or one of these, or one of each kind:
+
+    - ``latency_ms``: measured on this CPU with torch, fp32, batch 1;
+    - ``latency_share``: the same over the base's, measured in turn, which other work on the machine
+      hardly moves;
+    - ``npu_latency_ms``: estimated by Vela for ``target``;
+    - ``peak_memory``: bytes of maps, counted at 4 bytes a number.
+
+    A budget of the second kind alone is met by trying budgets of MACs up to four times the base's;
+    only the best candidate of each try is measured. Beside a counted one, the best candidate of
+    each number of blocks is measured, best first, until one meets it: a single small picture's
+    latency is the layers' start-up more than their MACs.
 
     ``rule``: "mass" (most non-linear units under the cap), "entropy" (DeepMAD's, arXiv
     2303.02165, under the same cap), "paper" (the three published networks, those in the budget if
