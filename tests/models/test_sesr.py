@@ -155,3 +155,70 @@ def test_x3_starts_as_x2_with_the_pixels_between_interpolated():
     wanted = torch.stack([rows[:, 0], rows.mean(dim=1), rows[:, 1]], dim=1)
     wanted = F.pixel_shuffle(wanted.reshape(1, 9, 8, 9), 3)
     torch.testing.assert_close(large(x), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("small", "large"), [("sesr_m2", "sesr_m3"), ("sesr_m5", "sesr_m11")])
+def test_a_deeper_network_starts_as_the_shallower_one(small, large):
+    torch.manual_seed(3)
+    old = create_model(small, scale=4).double()
+    new = create_model(large, scale=4).double()
+    for parameter in old.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    new.start_from_depth(old)
+    x = torch.rand(2, 1, 8, 9, dtype=torch.float64)
+    torch.testing.assert_close(new(x), old(x), rtol=0, atol=1e-12)
+    # What was added learns: no parameter is where all gradients are nought.
+    new(x).square().sum().backward()
+    for block in new.blocks:
+        assert block.conv.project_weight.grad.norm() > 0
+        assert block.act.weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize(("large", "taken"), [("sesr_m5", [0, 1, 3]), ("sesr_m7", [0, 2, 4])])
+def test_a_shallower_network_takes_blocks_of_the_deeper_one(large, taken):
+    """It computes what the deeper one does whose other blocks are the identity."""
+    torch.manual_seed(3)
+    old = create_model(large, scale=2).double()
+    for parameter in old.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    new = create_model("sesr_m3", scale=2).double()
+    new.start_from_depth(old)
+    with torch.no_grad():
+        for place, block in enumerate(old.blocks):
+            if place not in taken:
+                block.conv.project_weight.zero_()
+                if block.conv.project_bias is not None:
+                    block.conv.project_bias.zero_()
+                block.act.weight.fill_(1.0)
+    x = torch.rand(2, 1, 8, 9, dtype=torch.float64)
+    torch.testing.assert_close(new(x), old(x), rtol=0, atol=1e-12)
+
+
+def test_what_cannot_start_from_another_depth_is_said():
+    m3, m5 = create_model("sesr_m3"), create_model("sesr_m5")
+    with pytest.raises(UsageError, match="cannot start from one of 5"):
+        m5.start_from_depth(create_model("sesr_m5"))
+    for other in (create_model("sesr_m3", scale=3), create_model("sesr_m3", act="relu")):
+        with pytest.raises(UsageError, match="cannot start from"):
+            m5.start_from_depth(other)
+    plain = create_model("sesr_m5", block="plain")
+    with pytest.raises(UsageError, match="only SESR's own blocks"):
+        plain.start_from_depth(m3)
+
+
+def test_training_starts_from_a_shallower_networks_file(tmp_path):
+    from safetensors.torch import save_file
+
+    from collapsible.training.recipes import NetworkSpec, Recipe
+    from collapsible.training.super_resolution import build_network
+
+    small = create_model("sesr_m2", scale=2)
+    save_file(small.state_dict(), tmp_path / "m2.safetensors")
+    recipe = Recipe("test", "super-resolution", NetworkSpec("sesr_m3"), steps=1)
+    x = torch.rand(1, 1, 8, 9)
+    found = build_network(recipe, tmp_path / "m2.safetensors")
+    torch.testing.assert_close(found(x), small(x), rtol=0, atol=1e-5)
+    rgb = create_model("sesr_m2", scale=2, colour="rgb")
+    save_file(rgb.state_dict(), tmp_path / "rgb.safetensors")
+    with pytest.raises(WeightsError, match="does not fit SESR"):
+        build_network(recipe, tmp_path / "rgb.safetensors")

@@ -188,6 +188,10 @@ def test_a_counted_and_a_measured_budget_hold_together(monkeypatch):
     assert 2.5e6 < report.best.macs <= 3e6
     report = scale("convnext", latency_ms=30, **budget)
     assert report.best.shape == free.best.shape
+    # Whatever is counted, its budget holds too where the other one asks for less.
+    report = scale("convnext", latency_ms=3, params=200_000, **SMALL)
+    assert report.best.params <= 200_000
+    assert report.best.macs <= 3e6
 
 
 def test_a_budget_far_off_stops_at_four_times_the_base():

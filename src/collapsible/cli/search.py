@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,6 +102,7 @@ def ran_e(
     from collapsible.search.plan import read_plan, write_plan
     from collapsible.search.restructure import Restructuring
     from collapsible.search.restructure_report import RestructureSpec
+    from collapsible.training.loop import process_count
 
     file = plan or out / "plan.toml"
     follow = file.is_file() and (plan is not None or resume)
@@ -118,7 +118,7 @@ def ran_e(
         )
     if plan is not None and not plan.absolute().parent.is_dir():
         raise UsageError(f"--plan {plan}: give a file in a folder that exists")
-    if int8 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int8 and process_count() > 1:
         raise UsageError("--int8 is for one process: ask again with --resume, without torchrun")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -133,7 +133,7 @@ def ran_e(
     if len(budgets) > 1 or seeds != 1 or ray:
         if plan is not None or plan_only or budget is None:
             raise UsageError("several budgets, --seeds and --ray: without --plan and --plan-only")
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if process_count() > 1:
             raise UsageError("several budgets, --seeds and --ray: without torchrun")
         from collapsible.search.trials import TrialSetup
 

@@ -141,8 +141,9 @@ def create_detector(
     ``width`` is that of the two layers behind the regions (0: 512 for ``single``, 1024 for
     ``fpn``), ``fpn_width`` the pyramid's. ``anchors`` are sides in pixels of the resized picture;
     the pyramid takes one for each of its levels. ``regions`` are the candidates of a picture that
-    reach those two layers (twice as many in training, of which ``samples`` are drawn): what a
-    picture with few objects can save, as the layers run once for each.
+    reach those two layers (twice as many in training, of which ``samples`` are drawn), of up to
+    twice as many in each level before overlaps are dropped: what a picture with few objects can
+    save, as the layers run once for each.
     Raises ``UnknownNameError`` and ``UsageError`` for what does not exist or fit.
     """
     require_packages("detection", "timm", "torchvision", extra="detect")
@@ -181,6 +182,9 @@ def create_detector(
         box_roi_pool=MultiScaleRoIAlign(names, 7, 2),
         box_head=TwoMLPHead(trunk.out_channels * 49, width),
         box_predictor=FastRCNNPredictor(width, classes + 1),
+        # Of each level; torchvision's own defaults at most, which suit a thousand regions.
+        rpn_pre_nms_top_n_test=min(1000, 2 * regions),
+        rpn_pre_nms_top_n_train=min(2000, 4 * regions),
         rpn_post_nms_top_n_test=regions,
         rpn_post_nms_top_n_train=2 * regions,
         box_batch_size_per_image=samples,

@@ -155,14 +155,15 @@ def load_state(network: nn.Module, state: dict[str, torch.Tensor], source: str) 
 
 def save_weights(network: nn.Module, path: Path) -> None:
     """Write a network's state to a safetensors file: whole, or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {
         name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()
     }
     draft = path.with_name(f".{path.name}.draft")
     try:
-        save_file(state, draft)
+        # Not save_file: what that writes is for its owner's eyes alone.
+        draft.write_bytes(save(state))
         draft.replace(path)
     except OSError as error:
         raise WeightsError(f"cannot write {path}: {error.strerror or error}") from error

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collapsible.blocks import FastPReLU, linear_block
+from collapsible.blocks import CollapsibleConv2d, FastPReLU, linear_block
 from collapsible.blocks.collapsible_conv import Mode
 from collapsible.errors import UsageError
 from collapsible.models.registry import register
@@ -163,6 +163,63 @@ class SESR(nn.Module):
         except RuntimeError as error:
             raise UsageError(f"the networks differ in more than their scale: {error}") from error
 
+    @torch.no_grad()
+    def start_from_depth(self, other: SESR) -> None:
+        """Continue from a network of another depth, as M11 or M3 starts from M5, in place.
+
+        Deeper than ``other``: its blocks are spread evenly over this one's; those between start as
+        the identity (a kernel of nought beside the residual, PReLU slopes of 1), so that the new
+        network begins as exactly the old one (Chen et al., Net2Net, arXiv 1511.05641, section
+        2.3). Shallower: it takes evenly spaced blocks of ``other``. ``expansion`` may differ.
+        Raises ``UsageError`` if the depth is the same or anything else differs.
+        """
+        count, theirs_count = len(self.blocks), len(other.blocks)
+        mine, theirs = _frame(self), _frame(other)
+        if theirs_count == count or mine != theirs:
+            raise UsageError(
+                f"a network of {count} blocks, {mine}, cannot start from one of "
+                f"{theirs_count}, {theirs}"
+            )
+        blocks = [_bend(block) for block in self.blocks]
+        least = min(count, theirs_count)
+        taken = {number * count // least: number * theirs_count // least for number in range(least)}
+        pairs = [(self.first, other.first), (self.last, other.last)]
+        for place, block in enumerate(blocks):
+            if place in taken:
+                old = _bend(other.blocks[taken[place]])
+                pairs.append((block.conv, old.conv))
+                block.act.load_state_dict(old.act.state_dict())
+                continue
+            if not isinstance(block.act, FastPReLU) or not isinstance(
+                block.conv, CollapsibleConv2d
+            ):
+                raise UsageError("only SESR's own blocks with PReLU can start as the identity")
+            block.act.weight.fill_(1.0)
+            block.conv.reset_parameters()
+            block.conv.project_weight.zero_()
+        for new, old in pairs:
+            if not isinstance(new, CollapsibleConv2d) or not isinstance(old, CollapsibleConv2d):
+                raise UsageError("only SESR's own blocks can take over others' kernels")
+            new.load_kernel(*old.kernel_and_bias())
+
+
+def _bend(block: nn.Module) -> Bend:
+    assert isinstance(block, Bend)
+    return block
+
+
+def _frame(network: SESR) -> dict[str, object]:
+    """What two networks share where they differ in the number of blocks alone."""
+    convs = [_bend(block).conv for block in network.blocks]
+    return {
+        "features": network.features,
+        "scale": network.scale,
+        "colour": network.colour,
+        "residuals": (network.long_residual, network.input_residual),
+        "kernels": sorted({getattr(conv, "kernel_size", None) for conv in convs}, key=str),
+        "activation": sorted({type(_bend(block).act).__name__ for block in network.blocks}),
+    }
+
 
 @register
 def sesr_m2(**options: object) -> SESR:
@@ -187,6 +244,12 @@ def sesr_m7(**options: object) -> SESR:
 @register
 def sesr_m11(**options: object) -> SESR:
     return SESR(blocks=11, **{"expansion": 64, **options})  # type: ignore[arg-type]
+
+
+@register
+def sesr_m11_web(**options: object) -> SESR:
+    """M11 by another name: its weights are for compressed, blurred and noisy pictures."""
+    return sesr_m11(**options)
 
 
 @register

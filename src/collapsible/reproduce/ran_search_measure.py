@@ -116,7 +116,8 @@ def hits_of(found: dict[str, Any], kind: str) -> Bits:
     ``best`` is the better of the int8 files, ``int8`` and ``trained`` where there is one.
     """
     if kind == "best":
-        kind = max(("int8", "trained"), key=lambda one: top1(found, one) if one in found else -1.0)
+        files = [one for one in ("int8", "trained") if one in found]
+        kind = max(files, key=lambda one: top1(found, one))
     return unpack(found[kind], found["pictures"])
 
 

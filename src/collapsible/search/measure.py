@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from collapsible.errors import CollapsibleError
 from collapsible.search.families import Family, Shape
 
-# Runs of a network; of pairs of them more, as ratios are to be trusted to a few per cent.
-RUNS, PAIRS = 7, 31
+# Rounds of a network; of pairs of them more, as ratios are to be trusted to a few per cent.
+RUNS, PAIRS = 7, 11
 MEASURED = {
     "latency_ms": "measured on this CPU, torch fp32, batch 1",
     "latency_share": "of the base's, both measured on this CPU in turn, torch fp32, batch 1",
@@ -32,32 +30,31 @@ def measure(family: Family, shape: Shape, kind: str, target: str) -> float:
 
 
 def _cpu(family: Family, shape: Shape, target: str) -> float:
-    """Median of a few runs after one to warm up."""
-    return 1000 * statistics.median(seconds for (seconds,) in _times(family, [shape], RUNS))
+    """Median over a few rounds."""
+    (rates,) = _rates(family, [shape], RUNS)
+    return 1000 / statistics.median(rates)
 
 
 def _share(family: Family, shape: Shape, target: str) -> float:
-    """Median of ratios of runs that follow each other: what slows the machine slows both."""
-    pairs = _times(family, [shape, family.base], PAIRS)
-    return statistics.median(own / base for own, base in pairs)
+    """Median of ratios of rounds that follow each other: what slows the machine slows both."""
+    pairs = zip(*_rates(family, [shape, family.base], PAIRS), strict=True)
+    return statistics.median(base / own for own, base in pairs)
 
 
-def _times(family: Family, shapes: Sequence[Shape], rounds: int) -> list[tuple[float, ...]]:
-    """Seconds a picture of each network in turn, round by round, after one to warm up."""
+def _rates(family: Family, shapes: Sequence[Shape], rounds: int) -> list[list[float]]:
+    """Pictures a second of each network, one at a time with torch, in interleaved rounds."""
     import torch
 
-    networks = [
-        family.build(shape).eval().to(memory_format=torch.channels_last) for shape in shapes
-    ]
-    x = torch.rand(1, *family.size).to(memory_format=torch.channels_last)
+    from collapsible.search.speed import sample_speed
 
-    def run(network: Any) -> float:
-        start = time.perf_counter()
-        network(x)
-        return time.perf_counter() - start
-
-    with torch.inference_mode():
-        return [tuple(run(network) for network in networks) for _ in range(rounds + 1)][1:]
+    samples = sample_speed(
+        {str(number): family.build(shape) for number, shape in enumerate(shapes)},
+        ("torch",),
+        (1, *family.size),
+        rounds=rounds,
+        threads=torch.get_num_threads(),
+    )
+    return list(samples.values())
 
 
 def _npu(family: Family, shape: Shape, target: str) -> float:

@@ -162,8 +162,9 @@ class _Search:
         self.family, self.rule, self.step, self.seed = family, rule, step, seed
         self.cap, self.freedom, self.target = cap, freedom, target
 
-    def measured(self, one: Candidate, kind: str) -> Candidate:
-        return replace(one, measured=measure(self.family, one.shape, kind, self.target))
+    def measured(self, one: Candidate, kind: str) -> tuple[float, Candidate]:
+        amount = measure(self.family, one.shape, kind, self.target)
+        return amount, replace(one, measured=amount)
 
     def amount(self, shape: Shape, kind: str) -> int:
         return getattr(self.family.count(shape), kind)
@@ -332,8 +333,7 @@ class _Search:
                 if kind in COUNTED:
                     amounts[kind] = float(self.amount(shape, kind))
                 else:
-                    candidate = self.measured(candidate, kind)
-                    amounts[kind] = candidate.measured or 0.0
+                    amounts[kind], candidate = self.measured(candidate, kind)
             worst = max((amounts[kind] / limit, kind) for kind, limit in budgets.items())
             over.append((*worst, amounts[worst[1]], shape))
             if worst[0] <= 1:
@@ -349,7 +349,7 @@ class _Search:
     def run_both(self, counted: str, limit: float, kind: str, most: float) -> list[Candidate]:
         """The best candidate of a counted budget that measures within the other one.
 
-        Where no number of blocks is within it, a smaller budget of MACs has to do.
+        Where no number of blocks is within it, a smaller counted budget has to do.
         """
         ranked = self.run(counted, limit)
         tried: set[int] = set()
@@ -358,32 +358,34 @@ class _Search:
             if blocks in tried:
                 continue
             tried.add(blocks)
-            one = self.measured(one, kind)
-            if (one.measured or 0.0) <= most:
+            amount, one = self.measured(one, kind)
+            if amount <= most:
                 return [one, *ranked[:place], *ranked[place + 1 :]]
-        return self.run_measured(kind, most, max(c.macs for c in ranked))
+        return self.run_measured(kind, most, counted, limit)
 
-    def run_measured(self, kind: str, limit: float, ceiling: float = math.inf) -> list[Candidate]:
-        """The largest budget of MACs, up to ``ceiling``, whose best measures within the limit."""
+    def run_measured(
+        self, kind: str, limit: float, counted: str = "macs", ceiling: float = math.inf
+    ) -> list[Candidate]:
+        """The largest counted budget, up to ``ceiling``, whose best measures within the limit."""
 
-        def try_macs(macs: float) -> tuple[float, list[Candidate]]:
-            found = self.run("macs", macs)
-            best = self.measured(found[0], kind)
-            return best.measured or 0.0, [best, *found[1:]]
+        def attempt(budget: float) -> tuple[float, list[Candidate]]:
+            found = self.run(counted, budget)
+            amount, best = self.measured(found[0], kind)
+            return amount, [best, *found[1:]]
 
-        low = float(self.amount(self.smallest(), "macs"))
-        amount, best = try_macs(low)
+        low = float(self.amount(self.smallest(), counted))
+        amount, best = attempt(low)
         if amount > limit:
             raise BudgetError(
                 f"{kind}={limit:g}: no {self.family.name} network meets it; the smallest "
                 f"has {amount:,.4g} ({MEASURED[kind]}; {best[0].shape})"
             )
-        # Start where the base stands, then close in; costs grow with MACs, if not evenly.
-        high = float(self.amount(self.family.base, "macs"))
+        # Start where the base stands, then close in; costs grow with counts, if not evenly.
+        high = float(self.amount(self.family.base, counted))
         most = min(MOST_OVER_BASE * max(high, 2 * low), ceiling)
         high = min(max(high, 2 * low), ceiling)
         while True:
-            amount, found = try_macs(high)
+            amount, found = attempt(high)
             if amount > limit:
                 break
             low, best, high = high, found, 4 * high
@@ -391,7 +393,7 @@ class _Search:
                 return best
         for _ in range(5):
             middle = math.sqrt(low * high)
-            amount, found = try_macs(middle)
+            amount, found = attempt(middle)
             if amount <= limit:
                 low, best = middle, found
             else:

@@ -146,9 +146,14 @@ class _Log:
         self.board.close()
 
 
+def process_count() -> int:
+    """How many processes train together: torchrun's number, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start_fabric(recipe: Recipe, accelerator: str = "auto") -> Fabric:
     """Fabric for this process; under torchrun it joins the other processes (gloo on CPUs)."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = process_count()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     fabric = Fabric(
         accelerator=accelerator,

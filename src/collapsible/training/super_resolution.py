@@ -18,12 +18,16 @@ from collapsible.models.sesr import SESR
 from collapsible.training.pairs import PairedPictures, PatchSampler, to_unit
 from collapsible.training.recipes import NetworkSpec, Recipe
 
+SESR_BY_DEPTH = ("sesr_m2", "sesr_m3", "sesr_m5", "sesr_m7", "sesr_m11")
+
 
 def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
     """The recipe's network, new or started from another run's weights.
 
-    ``start`` is a safetensors file of the same network, or of its form at a smaller scale: then
-    the shared blocks are taken over and the last one continues from it (SESR, section 4).
+    ``start`` is a safetensors file of the same network, of its form at a smaller scale (then the
+    shared blocks are taken over and the last one continues from it; SESR, section 4), or of an
+    SESR of its scale and another depth, as M5 for M11 (further blocks start as the identity) or
+    for M3 (which takes three of the five).
     Weights are drawn from the recipe's seed.
     """
     torch.manual_seed(recipe.seed)
@@ -36,7 +40,10 @@ def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
     try:
         load_weights(network, start)
     except WeightsError:
-        if not isinstance(network, SESR) or not _start_from_smaller(network, spec, start):
+        if not isinstance(network, SESR) or not (
+            _start_from_smaller(network, spec, start)
+            or _start_from_other_depth(network, spec, start)
+        ):
             raise
     return network
 
@@ -48,6 +55,19 @@ def _start_from_smaller(network: SESR, spec: NetworkSpec, start: Path) -> bool:
         with suppress(WeightsError):
             load_weights(other, start)
             network.start_from(other)
+            return True
+    return False
+
+
+def _start_from_other_depth(network: SESR, spec: NetworkSpec, start: Path) -> bool:
+    for name in SESR_BY_DEPTH:
+        other = create_model(name, scale=spec.scale, **spec.options)
+        assert isinstance(other, SESR)
+        if len(other.blocks) == len(network.blocks) or other.features != network.features:
+            continue
+        with suppress(WeightsError):
+            load_weights(other, start)
+            network.start_from_depth(other)
             return True
     return False
 
