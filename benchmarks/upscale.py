@@ -1,16 +1,17 @@
 """Enlarge one 1920x1080 picture by each engine and precision, and by OpenCV's FSRCNN.
 
-    python benchmarks/upscale.py [--model sesr-m5] [--scale 2] [--fsrcnn FILE.pb] [--json FILE]
+    python benchmarks/upscale.py [--model sesr-m5 ...] [--scale 2] [--fsrcnn FILE.pb] [--json FILE]
 
-Ratios are to OpenVINO in fp32. OpenCV's ``dnn_superres`` needs opencv-contrib and the network's
-file, neither of which comes with this project; it is reported as absent without them. A model may
-be an .onnx file.
+Ratios are to the first model by OpenVINO in fp32. OpenCV's ``dnn_superres`` needs opencv-contrib
+and the network's file, neither of which comes with this project; it is reported as absent without
+them. A model may be an .onnx file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def opencv(weights: Path | None, scale: int, picture: np.ndarray) -> tuple[Any, 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--model", default="sesr-m5")
+    options.add_argument("--model", nargs="+", default=["sesr-m5"])
     options.add_argument("--scale", type=int, default=2)
     options.add_argument("--fsrcnn", type=Path)
     given = options.parse_args()
@@ -49,28 +50,30 @@ def main() -> None:
 
     cases: dict[str, Callable[[], Any]] = {}
     absent = {}
-    for engine, precision in (
+    ways = (
         ("openvino", "fp32"),
         ("openvino", "bf16"),
         ("openvino", "int8"),
         ("onnxruntime", "fp32"),
         ("onnxruntime", "int8"),
-    ):
+    )
+    for model, (engine, precision) in product(given.model, ways):
+        name = f"{model} {engine} {precision}"
         if find_spec(engine) is None:
-            absent[f"{engine} {precision}"] = "absent: not installed"
+            absent[name] = "absent: not installed"
             continue
         try:
             upscaler = Upscaler(
-                given.model,
+                model,
                 scale=given.scale,
                 engine=engine,
                 precision=precision,
                 threads=given.threads,
             )
         except CollapsibleError as error:
-            absent[f"{engine} {precision}"] = f"absent: {error}"
+            absent[name] = f"absent: {error}"
             continue
-        cases[f"{engine} {precision}"] = lambda upscaler=upscaler: upscaler(picture)
+        cases[name] = lambda upscaler=upscaler: upscaler(picture)
     enlarge, reason = opencv(given.fsrcnn, given.scale, picture)
     if enlarge is None:
         absent["opencv dnn_superres fsrcnn"] = reason
@@ -82,7 +85,7 @@ def main() -> None:
     measured = summarise(take_turns(cases, given.rounds), next(iter(cases)))
     result = {
         "picture": f"{WIDTH}x{HEIGHT}",
-        "model": given.model,
+        "models": given.model,
         "scale": given.scale,
         "threads": given.threads,
         "cases": {**measured, **absent},

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from collapsible.blocks import FastPReLU
 from collapsible.errors import UnknownNameError, UsageError, WeightsError
 from collapsible.folding import collapse
 from collapsible.models import SESR, create_model, list_models
@@ -222,3 +223,18 @@ def test_training_starts_from_a_shallower_networks_file(tmp_path):
     save_file(rgb.state_dict(), tmp_path / "rgb.safetensors")
     with pytest.raises(WeightsError, match="does not fit SESR"):
         build_network(recipe, tmp_path / "rgb.safetensors")
+
+
+def test_training_with_relu_starts_from_the_kernels_of_prelu(tmp_path):
+    from collapsible.training.recipes import NetworkSpec, Recipe
+    from collapsible.training.super_resolution import build_network
+
+    old = create_model("sesr_m5", scale=2)
+    for block in old.blocks:
+        torch.nn.init.zeros_(block.act.weight)  # a PReLU of slope 0 is a ReLU
+    save_file(old.state_dict(), tmp_path / "m5.safetensors")
+    recipe = Recipe("test", "super-resolution", NetworkSpec("sesr_m5_relu"), steps=1)
+    x = torch.rand(1, 1, 8, 9)
+    found = build_network(recipe, tmp_path / "m5.safetensors")
+    assert not any(isinstance(one, FastPReLU) for one in found.modules())
+    torch.testing.assert_close(found(x), old(x), rtol=0, atol=1e-5)

@@ -253,6 +253,18 @@ def sesr_m11_web(**options: object) -> SESR:
 
 
 @register
+def sesr_m5_relu(**options: object) -> SESR:
+    """M5 with ReLU, which engines run faster than PReLU (SESR, section 5: for int8)."""
+    return sesr_m5(**{"act": "relu", **options})
+
+
+@register
+def sesr_m11_relu(**options: object) -> SESR:
+    """M11 with ReLU."""
+    return sesr_m11(**{"act": "relu", **options})
+
+
+@register
 def sesr_xl(**options: object) -> SESR:
     return SESR(blocks=11, features=32, **{"expansion": 64, **options})  # type: ignore[arg-type]
 

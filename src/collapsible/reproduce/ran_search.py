@@ -43,7 +43,8 @@ def search(request: Request) -> Reproduction:
     from collapsible.reproduce.ran_search_measure import measure
 
     setting = _setting(request)
-    runs = request.runs / f"ran-search-{request.form}"
+    steps = f"-{request.steps}" if request.full and request.steps else ""
+    runs = request.runs / f"ran-search-{request.form}{steps}"
     if request.full and request.data is None:
         raise UsageError("--data is needed for the full size: a folder such as imagenette160")
     data = request.data or draw_pictures(runs / "pictures", setting.side)
@@ -105,14 +106,21 @@ def search(request: Request) -> Reproduction:
 
 
 def _setting(request: Request) -> Setting:
+    """The form that is asked for; in the full one ``steps`` are the base's.
+
+    With other steps than the table's own, the full form has the searched network and the base
+    trained on alone: what the other arms show hangs less on how long the base was trained.
+    """
     setting = FULL if request.full else SMALL
     if request.seeds is not None:
         setting = replace(setting, seeds=request.seeds)
-    if request.steps is not None:
-        steps = request.steps
-        search = max(1, steps // 4)
-        setting = replace(setting, steps=steps, search=search, extra=search + max(1, steps // 2))
-    return setting
+    if request.steps is None:
+        return setting
+    steps = request.steps
+    if request.full:
+        return replace(setting, steps=steps, every=("base", "searched", "continued"), arms=())
+    search = max(1, steps // 4)
+    return replace(setting, steps=steps, search=search, extra=search + max(1, steps // 2))
 
 
 def _whole(found: Runs, setting: Setting) -> Section:

@@ -25,9 +25,10 @@ def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
     """The recipe's network, new or started from another run's weights.
 
     ``start`` is a safetensors file of the same network, of its form at a smaller scale (then the
-    shared blocks are taken over and the last one continues from it; SESR, section 4), or of an
-    SESR of its scale and another depth, as M5 for M11 (further blocks start as the identity) or
-    for M3 (which takes three of the five).
+    shared blocks are taken over and the last one continues from it; SESR, section 4), of an SESR
+    of its scale and another depth, as M5 for M11 (further blocks start as the identity) or for M3
+    (which takes three of the five), or of the same SESR with PReLU for one with ReLU (whose
+    kernels it takes).
     Weights are drawn from the recipe's seed.
     """
     torch.manual_seed(recipe.seed)
@@ -42,6 +43,7 @@ def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
     except WeightsError:
         if not isinstance(network, SESR) or not (
             _start_from_smaller(network, spec, start)
+            or _start_from_prelu(network, spec, start)
             or _start_from_other_depth(network, spec, start)
         ):
             raise
@@ -56,6 +58,16 @@ def _start_from_smaller(network: SESR, spec: NetworkSpec, start: Path) -> bool:
             load_weights(other, start)
             network.start_from(other)
             return True
+    return False
+
+
+def _start_from_prelu(network: SESR, spec: NetworkSpec, start: Path) -> bool:
+    other = create_model(spec.name, scale=spec.scale, **{**spec.options, "act": "prelu"})
+    with suppress(WeightsError):
+        load_weights(other, start)
+        wanted = network.state_dict()
+        network.load_state_dict({k: v for k, v in other.state_dict().items() if k in wanted})
+        return True
     return False
 
 
