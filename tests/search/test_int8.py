@@ -22,8 +22,9 @@ from collapsible.models.ran_e import Site
 from collapsible.reproduce.ran_search import draw_pictures
 from collapsible.search.int8 import draw_calibration, make_int8, score_file, train_int8
 from collapsible.search.plan import read_plan
-from collapsible.search.restructure import Restructuring, default_recipe, restructure
+from collapsible.search.restructure import restructure
 from collapsible.search.restructure_report import RestructureSpec
+from collapsible.search.restructuring import Restructuring, default_recipe
 from collapsible.training import Classification
 
 SITES = ((Site(False, 16, 3, 4, 2),), (Site(False, 16, 3, 4),))

@@ -31,15 +31,10 @@ from collapsible.search.gates import (
 from collapsible.search.inverted import require_bottlenecks
 from collapsible.search.latency_table import build_latency_table, input_sizes
 from collapsible.search.plan import PlanError, read_plan
-from collapsible.search.restructure import (
-    Restructuring,
-    choose_forms,
-    default_recipe,
-    load_restructured,
-    read_budget,
-    restructure,
-)
+from collapsible.search.restructure import load_restructured, restructure
+from collapsible.search.restructure_choice import choose_forms, read_budget
 from collapsible.search.restructure_report import RestructureSpec
+from collapsible.search.restructuring import Restructuring, default_recipe
 from collapsible.training import Classification
 
 SIZE, TARGET = (1, 3, 32, 32), "npu-4tops"

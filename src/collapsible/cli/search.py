@@ -100,8 +100,8 @@ def ran_e(
     import torch
 
     from collapsible.search.plan import read_plan, write_plan
-    from collapsible.search.restructure import Restructuring
     from collapsible.search.restructure_report import RestructureSpec
+    from collapsible.search.restructuring import Restructuring
     from collapsible.training.loop import process_count
 
     file = plan or out / "plan.toml"
@@ -259,7 +259,7 @@ def _task(
 def _recipe(name: str, recipe: str | None, steps: int | None, size: int) -> Recipe:
     from dataclasses import replace
 
-    from collapsible.search.restructure import default_recipe
+    from collapsible.search.restructuring import default_recipe
     from collapsible.training import read_recipe
     from collapsible.training.recipes import NetworkSpec
 

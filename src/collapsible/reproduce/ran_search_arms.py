@@ -31,8 +31,8 @@ from collapsible.reproduce.ran_search_setting import (
 from collapsible.search.distillation import DistilTask, teacher_beside
 from collapsible.search.gates import recalibrate
 from collapsible.search.plan import Plan, apply_plan, read_plan
-from collapsible.search.restructure import STATISTICS_BATCHES, Restructuring
 from collapsible.search.restructure_report import RestructureSpec
+from collapsible.search.restructuring import STATISTICS_BATCHES, Restructuring
 from collapsible.training import Classification, start_fabric, train
 
 if TYPE_CHECKING:

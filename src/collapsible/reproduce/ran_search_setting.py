@@ -80,7 +80,7 @@ RATE, TUNING_RATE, DISTIL = 3e-3, 2e-3, 0.5
 
 def base_recipe(setting: Setting, seed: int) -> Recipe:
     """How the base is trained, and what is trained from nothing."""
-    from collapsible.search.restructure import default_recipe
+    from collapsible.search.restructuring import default_recipe
 
     recipe = default_recipe(NETWORK, setting.side, setting.steps)
     return replace(

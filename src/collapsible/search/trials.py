@@ -14,8 +14,8 @@ from collapsible.errors import UsageError
 from collapsible.farm import farm
 from collapsible.imaging import atomic_write
 from collapsible.search.plan import read_plan
-from collapsible.search.restructure import OnProgress, Restructuring
 from collapsible.search.restructure_report import RestructureReport, RestructureSpec
+from collapsible.search.restructuring import OnProgress, Restructuring
 from collapsible.training.classification import Classification
 from collapsible.training.recipes import Recipe
 
