@@ -12,7 +12,7 @@ from torch import nn
 from collapsible.errors import UsageError
 from collapsible.models.trained import create_classifier
 from collapsible.reproduce import Request, reproduce
-from collapsible.reproduce.ran_search import draw_pictures
+from collapsible.reproduce.ran_search import draw_pictures, setting_of
 from collapsible.reproduce.ran_search_arms import narrow_blocks
 from collapsible.reproduce.ran_search_measure import difference, hits_of, pack, unpack
 from collapsible.search.inverted import require_bottlenecks
@@ -27,6 +27,14 @@ def test_the_better_int8_file_counts():
         found = {"pictures": 9, "int8": pack(one), "trained": pack(other)}
         assert (hits_of(found, "best") == better).all()
         assert (hits_of(found, "trained") == other).all()
+
+
+def test_other_steps_are_the_bases_and_leave_the_fairest_comparison():
+    table, other = setting_of(Request(full=True)), setting_of(Request(full=True, steps=3000))
+    assert other.steps == 3000
+    assert (other.search, other.extra, other.seeds) == (table.search, table.extra, table.seeds)
+    assert other.every == ("base", "searched", "continued")
+    assert not other.arms
 
 
 @pytest.mark.slow

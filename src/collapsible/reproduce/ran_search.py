@@ -42,7 +42,7 @@ def search(request: Request) -> Reproduction:
     from collapsible.reproduce.ran_search_arms import Arms
     from collapsible.reproduce.ran_search_measure import measure
 
-    setting = _setting(request)
+    setting = setting_of(request)
     steps = f"-{request.steps}" if request.full and request.steps else ""
     runs = request.runs / f"ran-search-{request.form}{steps}"
     if request.full and request.data is None:
@@ -105,7 +105,7 @@ def search(request: Request) -> Reproduction:
     )
 
 
-def _setting(request: Request) -> Setting:
+def setting_of(request: Request) -> Setting:
     """The form that is asked for; in the full one ``steps`` are the base's.
 
     With other steps than the table's own, the full form has the searched network and the base

@@ -111,7 +111,8 @@ TABLES: tuple[Table, ...] = (
         "ran/search",
         "the RAN-e search: base, search, int8 by LiteRT; beside other choices of the same network",
         "ran_search:search",
-        full="--data imagenette160: three bases and searches, other arms, Vela (hours on a CPU)",
+        full="--data imagenette160: three bases and searches, other arms, Vela (hours on a CPU); "
+        "--steps N: bases of N steps, and fewer arms",
         small="drawn pictures (or --data) of 32x32, 40 steps, the 4-TOP/s roofline (minutes)",
         trains=True,
         packages=(
