@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from collapsible.cli.common import Debug, Json, complain, example, print_json, progress
+from collapsible.weights import DEFAULT_MODEL
 
 
 @example(
@@ -29,7 +30,7 @@ def upscale(
     scale: Annotated[int, typer.Option(help="Enlargement: 2, 3 or 4.")] = 2,
     model: Annotated[
         str, typer.Option(help="Shipped model (see models) or .onnx file.")
-    ] = "sesr-m5",
+    ] = DEFAULT_MODEL,
     engine: Annotated[str, typer.Option(help="auto, openvino or onnxruntime.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="auto (bf16 where it loses less than 0.02 dB), fp32, bf16 or int8.")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from collapsible.errors import UsageError
 from collapsible.upscaler.engines import open_engine
 from collapsible.upscaler.graph_file import find_graph
-from collapsible.weights import Card
+from collapsible.weights import DEFAULT_MODEL, Card
 
 Tile = int | Literal["auto"]
 
@@ -60,7 +60,7 @@ class Upscaler:
 
     def __init__(
         self,
-        model: str | Path | Card = "sesr-m5",
+        model: str | Path | Card = DEFAULT_MODEL,
         *,
         scale: int = 2,
         engine: str = "auto",
@@ -156,7 +156,7 @@ def check_image(image: NDArray[Any]) -> NDArray[Any]:
 def upscale(
     image: NDArray[Any],
     scale: int = 2,
-    model: str | Path | Card = "sesr-m5",
+    model: str | Path | Card = DEFAULT_MODEL,
     *,
     engine: str = "auto",
     precision: str = "auto",
