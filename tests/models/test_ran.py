@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 
 import pytest
@@ -11,8 +12,9 @@ from timm.models.convnext import ConvNeXt as TimmConvNeXt
 from timm.models.convnext import checkpoint_filter_fn
 
 from collapsible.costs import cost
-from collapsible.errors import UnknownNameError, UsageError
+from collapsible.errors import UnknownNameError, UsageError, WeightsError
 from collapsible.models import ConvNeXt, RanE, create_model, list_models, ran_e, ran_i
+from collapsible.models.detector import create_detector, load_backbone
 
 PICTURE = (1, 3, 224, 224)
 NAMES = [*ran_i.VARIANTS, *ran_e.VARIANTS]
@@ -118,6 +120,38 @@ def test_checkpoints_of_the_reference_code_load(tmp_path):
     assert torch.equal(timm_way.stem[0].weight, ours.stem[0].weight)
 
 
+def test_a_whole_checkpoint_of_the_reference_training_loads_its_averaged_weights(tmp_path):
+    """As its ``save_model`` writes them: raw and averaged weights, optimiser, bare arguments."""
+    torch.manual_seed(2)
+    averaged, raw = (create_model("ran_i_pico", num_classes=5) for _ in range(2))
+    file = tmp_path / "checkpoint-best.pth"
+    record = {
+        "model": reference_keys(raw.state_dict()),
+        "model_ema": reference_keys(averaged.state_dict()),
+        "optimizer": torch.optim.AdamW(raw.parameters()).state_dict(),
+        "epoch": 299,
+        "scaler": {},
+        "args": argparse.Namespace(lr=4e-3, model="ran_i", layer_scale_init_value=1e-6),
+    }
+    torch.save(record, file)
+    for name in ("ran_i_pico", "timm:ran_i_pico"):
+        loaded = create_model(name, weights=file, num_classes=5)
+        for key, value in loaded.state_dict().items():
+            assert torch.equal(value, averaged.state_dict()[key]), key
+    detector = create_detector("ran_i_pico", 2, form="single", size=64, max_size=96)
+    load_backbone(detector, file)
+    body = detector.rcnn.backbone.body
+    assert torch.equal(body.stem_0.weight, averaged.stem[0].weight)
+    # Beside arguments of other kinds, nothing is unpickled.
+    torch.save({**record, "args": argparse.Namespace(out=OutOfReach())}, file)
+    with pytest.raises(WeightsError, match="refused"):
+        create_model("ran_i_pico", weights=file, num_classes=5)
+
+
+class OutOfReach:
+    """A class that no loader may build."""
+
+
 def test_names_stand_in_both_registries():
     assert set(NAMES) <= set(list_models("ran*"))
     assert set(NAMES) <= set(timm.list_models("ran_*"))
@@ -199,6 +233,33 @@ def test_torch_export_keeps_the_values(name):
     exported = torch.export.export(network, (x,))
     with torch.no_grad():
         torch.testing.assert_close(exported.module()(x), network(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_registered_network_passes_without_values(name):
+    """The same for all of them, large ones too: on the meta device, where nothing is computed."""
+    with torch.device("meta"):
+        network = timm.create_model(name, num_classes=3).train()
+        x = torch.randn(2, 3, 64, 64)
+        scores = network(x)
+        scores.mean().backward()
+        assert scores.shape == (2, 3)
+        assert all(p.grad is not None for p in network.parameters())
+        facts, keys = network.pretrained_cfg, network.state_dict().keys()
+        assert f"{facts['first_conv']}.weight" in keys
+        assert f"{facts['classifier']}.weight" in keys
+        features = network.forward_features(torch.randn(1, *facts["input_size"]))
+        assert tuple(features.shape[2:]) == facts["pool_size"]
+        network.reset_classifier(0)
+        assert network(x).shape == (2, network.num_features)
+        network.reset_classifier(0, "")
+        assert network(x).shape == (2, network.num_features, 2, 2)
+        network.reset_classifier(7, "avg")
+        assert network(x).shape == (2, 7)
+        body = timm.create_model(name, features_only=True)
+        for found, info in zip(body(x), body.feature_info.get_dicts(), strict=True):
+            side = 64 // info["reduction"]
+            assert found.shape == (2, info["num_chs"], side, side)
 
 
 @pytest.mark.parametrize("name", SMALL)

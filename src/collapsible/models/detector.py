@@ -24,6 +24,7 @@ from collapsible.models.cards import (
     read_trained_card,
     write_trained_card,
 )
+from collapsible.models.ran_i import convert_keys
 from collapsible.models.registry import load_state, read_state, save_weights
 from collapsible.models.trained import preprocessing_of
 
@@ -221,11 +222,13 @@ def _features(
 def load_backbone(detector: Detector, path: Path) -> None:
     """Load a classifier's weights into a detector's backbone, in place; its head is not needed.
 
+    Checkpoints of the ConvNeXt reference code do too (see ``read_state`` and ``convert_keys``).
     Raises ``WeightsError`` where a tensor of the backbone is missing or of another shape.
     """
     trunk: Any = detector.rcnn.backbone
     body: nn.Module = trunk.body
-    given = {key.replace(".", "_"): value for key, value in read_state(path).items()}
+    known = convert_keys(read_state(path))
+    given = {key.replace(".", "_"): value for key, value in known.items()}
     wanted = body.state_dict()
     state, bad = {}, []
     for key, value in wanted.items():

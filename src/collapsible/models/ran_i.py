@@ -146,7 +146,8 @@ def convert_keys(state: Mapping[str, Any]) -> dict[str, Any]:
 
     The authors' checkpoints of RAN-i were written by that code: ``downsample_layers.S.N``,
     ``stages.S.B.dwconv|norm|pwconv1|pwconv2|gamma``, ``norm``, ``head``. Keys that are ours
-    already stay. A checkpoint's weights lie under "model" or "model_ema"; give that part.
+    already stay. A checkpoint's weights lie under "model" or "model_ema"; give that part
+    (``read_state`` does).
     """
     if not any(key.startswith("downsample_layers.") for key in state):
         return dict(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,9 +97,12 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, or of a torch file (.pt, .pth, .tar) that holds no more.
+    """The tensors of a safetensors file, or of a torch file (.pt, .pth, .tar).
 
-    Nothing is unpickled: a torch file with anything but tensors in dictionaries is refused.
+    No code in a file is run: a torch file may hold tensors, plain values and a script's bare
+    arguments (``argparse.Namespace``, as the ConvNeXt reference code keeps them beside its
+    weights); anything else is refused. Of a checkpoint with averaged weights (``model_ema``,
+    ``state_dict_ema``) those are taken, which is what published accuracies are of.
     Raises ``WeightsError`` for a file that is neither.
     """
     from safetensors import SafetensorError
@@ -119,7 +123,8 @@ def _read_torch_state(path: Path) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
             # Of a pickle protocol that it may then refuse.
             warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([Namespace]):
+                state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror or error}") from error
     except UnpicklingError as error:
@@ -130,7 +135,7 @@ def _read_torch_state(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (RuntimeError, ValueError, EOFError, KeyError) as error:
         raise WeightsError(f"{path}: not a readable torch file: {error}") from error
-    for key in ("state_dict", "model"):
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
