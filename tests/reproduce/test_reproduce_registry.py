@@ -33,6 +33,24 @@ def test_every_table_has_its_function(table) -> None:
     assert callable(getattr(import_module(f"collapsible.reproduce.{module}"), function))
 
 
+def test_a_request_has_its_command_without_a_path_of_this_machine(tmp_path) -> None:
+    data = tmp_path / "sr"
+    data.mkdir()
+    request = Request(full=True, data=data, runs=tmp_path, steps=3, seeds=2)
+    assert request.command("ran/x") == (
+        "collapsible reproduce ran/x --full --data sr --steps 3 --seeds 2"
+    )
+    assert Request().command("ran/x") == "collapsible reproduce ran/x"
+
+
+@pytest.mark.slow
+def test_what_is_made_says_its_command() -> None:
+    made = reproduce("sesr/updates")
+    assert made.command == "collapsible reproduce sesr/updates"
+    assert json.loads(made.json())["command"] == made.command
+    assert made.table().endswith(f"made by: {made.command}")
+
+
 def test_names_are_unique_and_found_however_they_are_spelt() -> None:
     names = [table.name for table in list_tables()]
     assert len(names) == len(set(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -35,6 +35,15 @@ class Request:
     @property
     def form(self) -> str:
         return "full" if self.full else "small"
+
+    def command(self, table: str) -> str:
+        """The command line of this request; a folder by its last name, as others have their own."""
+        words = ["collapsible", "reproduce", table, *(["--full"] if self.full else [])]
+        if self.data is not None:
+            words += ["--data", self.data.resolve().name]
+        for option, value in (("--steps", self.steps), ("--seeds", self.seeds)):
+            words += [option, str(value)] if value is not None else []
+        return " ".join(words)
 
 
 @dataclass(frozen=True)
@@ -212,4 +221,5 @@ def reproduce(name: str, request: Request | None = None) -> Reproduction:
             raise UsageError(f"{option}={value}: the least is 1")
     require_packages(f"reproduce {table.name}", *table.packages, extra=table.extra)
     module, _, function = table.place.partition(":")
-    return getattr(import_module(f"collapsible.reproduce.{module}"), function)(request)
+    result = getattr(import_module(f"collapsible.reproduce.{module}"), function)(request)
+    return replace(result, command=request.command(table.name))

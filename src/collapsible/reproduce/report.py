@@ -84,7 +84,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A paper's table made anew: ``form`` is ``small`` or ``full``; ``paper`` says where it is."""
+    """A paper's table made anew: ``form`` is ``small`` or ``full``; ``paper`` says where it is.
+
+    ``command`` is the line that made it, folders by their last name alone.
+    """
 
     name: str
     title: str
@@ -94,6 +97,7 @@ class Reproduction:
     checks: tuple[Check, ...] = ()
     notes: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -123,6 +127,8 @@ class Reproduction:
             parts.append("\n".join(["Checks", *lines]))
         if self.notes:
             parts.append("\n".join(["Notes", *(f"  {note}" for note in self.notes)]))
+        if self.command:
+            parts.append(f"made by: {self.command}")
         return "\n\n".join(parts)
 
 
