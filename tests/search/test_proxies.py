@@ -18,7 +18,7 @@ from torch import nn
 from collapsible.errors import CollapsibleError, UnknownNameError, UsageError
 from collapsible.models import ConvNeXt
 from collapsible.search import Shape, benchmark, find_proxy, list_proxies
-from collapsible.search.correlation import SHIPPED, coefficients, correlate
+from collapsible.search.correlation import SHIPPED, _both, coefficients, correlate
 from collapsible.search.proxies import naswot, noise_batches, synflow, zico
 from collapsible.search.scaling import entropy
 
@@ -179,6 +179,20 @@ def test_coefficients_are_scipys_and_intervals_hold_them():
     assert found.spearman_interval[0] < found.spearman < found.spearman_interval[1]
     whole = coefficients("x", "", list(range(9)), list(range(9)))
     assert (whole.kendall, *whole.kendall_interval) == pytest.approx((1, 1, 1))
+
+
+def test_every_bootstrap_sample_has_scipys_coefficients():
+    """Ties among them, as samples with replacement have, and one in which all are alike."""
+    from scipy import stats
+
+    chance = np.random.default_rng(2)
+    x, y = chance.integers(0, 6, (2, 40, 12)).astype(float)
+    x[7] = 3.0
+    kendall, spearman = _both(x, y)
+    assert np.isnan([kendall[7], spearman[7]]).all()
+    for place in set(range(40)) - {7}:
+        assert kendall[place] == pytest.approx(stats.kendalltau(x[place], y[place]).statistic)
+        assert spearman[place] == pytest.approx(stats.spearmanr(x[place], y[place]).statistic)
 
 
 def test_files_that_are_none(tmp_path):
