@@ -19,6 +19,8 @@ from collapsible.imaging import list_pictures, picture_info, read_picture
 Faults = list[tuple[Path, str]]
 # A box this far outside is a rounding of its writer, in pixels.
 SLACK = 1.0
+# A side below this, in pixels, is nothing: resizing in float32 could make it 0, and training stop.
+THINNEST = 0.01
 # Label, four corners and whether it is a crowd, as they stand in the file.
 Raw = tuple[str, tuple[float, float, float, float], bool]
 
@@ -139,6 +141,8 @@ def clean_box(
     inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         return None, f"{named} lies outside {width}x{height}: dropped"
+    if min(inside[2] - inside[0], inside[3] - inside[1]) < THINNEST:
+        return None, f"{named} is thinner than {THINNEST} pixels: dropped"
     out = max(abs(a - b) for a, b in zip(values, inside, strict=True))
     return inside, f"{named} reaches outside {width}x{height}: clipped" if out > SLACK else ""
 
