@@ -109,6 +109,14 @@ def test_packed_and_damaged_shards_are_refused(tmp_path):
         find_labelled(tmp_path / "damaged")
 
 
+def test_shards_of_both_parts_in_one_folder_are_refused(tmp_path):
+    """Or a network would be trained on what it is measured on."""
+    for name in ("imagenet1k-train-0000.tar", "imagenet1k-validation-00.tar"):
+        write_shard(tmp_path / name, {"a.cls": b"0", "a.jpg": encode(0, 0, "JPEG")})
+    with pytest.raises(UsageError, match=r"both parts .*train-0000.*validation-00.*sub-folders"):
+        find_labelled(tmp_path)
+
+
 def test_grey_alpha_and_16_bits_become_rgb(tmp_path):
     random = np.random.default_rng(0)
     (tmp_path / "a").mkdir()

@@ -95,6 +95,7 @@ def find_labelled(folder: Path, classes: Sequence[str] = ()) -> LabelledPictures
     folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     shards = sorted(folder.glob("*.tar"))
     if shards and not folders:
+        _refuse_mixed(folder, shards)
         return _from_shards(folder, shards, classes)
     packed = sorted([*folder.glob("*.tar.*"), *folder.glob("*.tgz")])
     if packed and not folders:
@@ -105,6 +106,16 @@ def find_labelled(folder: Path, classes: Sequence[str] = ()) -> LabelledPictures
     if not folders:
         raise UsageError(f"{folder} holds no class folders: {LAYOUT}")
     return _from_folders(folder, folders, classes)
+
+
+def _refuse_mixed(folder: Path, shards: list[Path]) -> None:
+    """Shards of both parts in one folder, as ImageNet's are published: trained on and measured."""
+    of = {part: next((s for s in shards if part in s.name.lower()), None) for part in PARTS}
+    if of["train"] and of["val"]:
+        raise UsageError(
+            f"{folder} holds shards of both parts ({of['train'].name}, {of['val'].name}): "
+            "move or link them to its sub-folders train and val"
+        )
 
 
 def _from_folders(root: Path, folders: list[Path], classes: Sequence[str]) -> LabelledPictures:
