@@ -384,6 +384,29 @@ def test_killed_in_the_middle_it_ends_as_if_it_was_not(
         assert torch.equal(value, again.state_dict()[key]), key
 
 
+def test_killed_before_the_first_checkpoint_it_starts_where_it_did(
+    finished, network, pictures, tmp_path
+):
+    """The folder is there then, but no weights: the search's are to be taken again."""
+    folder, made, report = finished
+    (tmp_path / "search").symlink_to(folder / "search")
+
+    def kill(name, done, total, note):
+        if (name, done) == ("fine-tuning", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(network, pictures, tmp_path, budget=None, plan=report.plan, on_progress=kill)
+    assert not list((tmp_path / "finetune").glob("step-*"))
+    again, _ = run(network, pictures, tmp_path, budget=None, plan=report.plan, resume=True)
+    for key, value in made.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    # And once it is under way, a plan that was edited since is refused in a line.
+    other = report.plan.with_forms({report.plan.dense[0]: "keep"})
+    with pytest.raises(PlanError, match=r"finetune holds the fine-tuning of another plan"):
+        run(network, pictures, tmp_path, budget=None, plan=other, resume=True)
+
+
 def test_an_edited_plan_is_followed_with_the_searchs_weights(finished, network, pictures, tmp_path):
     folder, _, report = finished
     (tmp_path / "search").symlink_to(folder / "search")
@@ -413,7 +436,8 @@ def test_a_budget_below_full_collapse_ends_before_anything_is_trained(
     least = table.rest_ms + sum(
         min(row.keep.latency_ms, row.dense.latency_ms) for row in table.blocks
     )
-    with pytest.raises(BudgetError, match=f"the least is {least:.4g} ms"):
+    whole = f"the least is {least:.4g} ms; the network as it is takes {table.network_ms:.4g} ms"
+    with pytest.raises(BudgetError, match=f"budget 0.000001ms: .*{whole}"):
         run(network, pictures, tmp_path, budget="0.000001ms")
     assert not (tmp_path / "search").exists()
     with pytest.raises(UsageError, match="a budget is needed"):

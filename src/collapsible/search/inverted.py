@@ -149,7 +149,7 @@ def require_bottlenecks(network: nn.Module) -> tuple[Bottleneck, ...]:
     found, passed = find_bottlenecks(network)
     if found:
         return found
-    near = f"{passed[0].name}: {passed[0].reason}" if passed else "it has no depthwise convolution"
+    near = f"{passed[0].name}: {passed[0].reason}" if passed else "It has no depthwise convolution"
     more = f" (and {len(passed) - 1} more)" if len(passed) > 1 else ""
     raise UsageError(
         f"{type(network).__name__} has no inverted bottleneck to restructure. "

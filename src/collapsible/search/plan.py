@@ -226,6 +226,18 @@ def check_plan(plan: Plan, network: nn.Module) -> tuple[Bottleneck, ...]:
     return tuple(found[planned.name] for planned in plan.blocks)
 
 
+def check_record(plan: Plan, record: Path) -> None:
+    """Raise ``PlanError`` where the run in ``record``'s folder was begun with other forms."""
+    if not record.is_file():
+        return
+    forms = [{block.name: block.form for block in one.blocks} for one in (read_plan(record), plan)]
+    if forms[0] != forms[1]:
+        raise PlanError(
+            f"{record.parent} holds the fine-tuning of another plan (its {record.name}): remove "
+            "that folder to begin anew, or give another one for the run"
+        )
+
+
 def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
     """A copy of the network with the planned blocks in their dense form, still wide.
 

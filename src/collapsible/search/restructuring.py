@@ -21,7 +21,7 @@ from collapsible.blocks.restructurable import GatedBottleneck
 from collapsible.costs import cost
 from collapsible.costs.targets import Target, find_target
 from collapsible.deploy.estimate import estimate
-from collapsible.errors import UsageError, WeightsError
+from collapsible.errors import BudgetError, UsageError, WeightsError
 from collapsible.folding import collapse
 from collapsible.imaging import atomic_write
 from collapsible.models.registry import load_state, read_state
@@ -43,10 +43,12 @@ from collapsible.search.plan import (
     Plan,
     apply_plan,
     check_plan,
+    check_record,
     write_plan,
 )
 from collapsible.search.restructure_choice import choose_forms, read_budget
 from collapsible.search.restructure_report import RestructureReport, RestructureSpec
+from collapsible.training.checkpoints import list_checkpoints
 from collapsible.training.classification import Classification
 from collapsible.training.loop import Progress, start_fabric, train
 from collapsible.training.recipes import (
@@ -139,7 +141,12 @@ class Restructuring:
         assert table is not None
         budget_ms = read_budget(budget, table.network_ms)
         # A budget that is out of reach ends it here, before anything is trained.
-        choose_forms(table, self.blocks, budget_ms, {}, {})
+        try:
+            choose_forms(table, self.blocks, budget_ms, {}, {})
+        except BudgetError as error:
+            raise BudgetError(
+                f"budget {budget}: {error}; the network as it is takes {table.network_ms:.4g} ms"
+            ) from None
         if self.fabric.is_global_zero:
             _write_text(self.folder / "latency.json", table.json())
         network, gates = self._gated(
@@ -193,8 +200,14 @@ class Restructuring:
             spent = json.loads((self.folder / "seconds.json").read_text(encoding="utf-8"))
             self.seconds, self.processor = spent["seconds"], spent["processor_seconds"]
         folder, recipe = self.folder / "finetune", self.recipe
-        # A run that goes on has its weights in its checkpoint.
-        network = apply_plan(self.original, plan) if folder.is_dir() else self._start(plan)
+        begun, record = bool(list_checkpoints(folder)), folder / "plan.toml"
+        if begun:
+            check_record(plan, record)
+        # A run that goes on has its weights in its checkpoint; before the first one it has none.
+        network = apply_plan(self.original, plan) if begun else self._start(plan)
+        if not begun and self.fabric.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_plan(plan, record)
         task = DistilTask(self.task, recipe.steps, self.spec.distil)
         with self._phase("fine-tuning"), teacher_beside(network, self._teacher()):
             report = train(
