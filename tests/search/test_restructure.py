@@ -402,7 +402,8 @@ def test_killed_before_the_first_checkpoint_it_starts_where_it_did(
     for key, value in made.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
     # And once it is under way, a plan that was edited since is refused in a line.
-    other = report.plan.with_forms({report.plan.dense[0]: "keep"})
+    bent = next(block.name for block in report.plan.blocks if block.form != "keep")
+    other = report.plan.with_forms({bent: "keep"})
     with pytest.raises(PlanError, match=r"finetune holds the fine-tuning of another plan"):
         run(network, pictures, tmp_path, budget=None, plan=other, resume=True)
 
