@@ -55,7 +55,7 @@ def test_search_edit_and_follow(work):
     assert done.exit_code == 0, done.stderr
     assert "is followed" in done.stderr
     record = json.loads(done.stdout)
-    assert ("blocks.6.0" in record["plan"]["dense"]) == ("dense" in other)
+    assert record["plan"]["changed"].get("blocks.6.0", "keep") in other
     assert record["collapse_error"] < 1e-9
     assert (work / "run" / "network.onnx").stat().st_size > 10_000
     assert (work / "run" / "network.tflite").read_bytes()[4:8] == b"TFL3"
@@ -122,7 +122,7 @@ def test_trials_of_budgets_and_seeds(work):
     for one in record["trials"]:
         own = json.loads((work / one["folder"] / "report.json").read_text())
         assert own["after_ms"] == one["after_ms"] <= float(one["budget"]) * one["before_ms"]
-        assert own["plan"]["dense"] == one["dense"]
+        assert own["plan"]["changed"] == one["changed"]
         assert own["metrics_after"] == one["metrics_after"]
     # The seed is really used: other batches, other weights.
     weights = [work / "run" / f"0.95-{s}" / "finetune" / "weights.safetensors" for s in (0, 1)]
@@ -132,7 +132,7 @@ def test_trials_of_budgets_and_seeds(work):
     assert "--resume" in again.stderr
     resumed = call(*BASE, *some, "--resume", "--json")
     assert resumed.exit_code == 0, resumed.stderr
-    figures = ("budget", "seed", "after_ms", "dense", "metrics_after", "front")
+    figures = ("budget", "seed", "after_ms", "changed", "metrics_after", "front")
     for one, other in zip(json.loads(resumed.stdout)["trials"], record["trials"], strict=True):
         assert {key: one[key] for key in figures} == {key: other[key] for key in figures}
 

@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from collapsible.blocks.restructurable import GatedBottleneck, PreactivatedBottleneck
+from collapsible.blocks.restructurable import (
+    FusedBottleneck,
+    GatedBottleneck,
+    PreactivatedBottleneck,
+)
 from collapsible.deploy.estimate import estimate
 from collapsible.errors import BudgetError, CollapsibleError, ExportError, UsageError
 from collapsible.folding import collapse
@@ -29,8 +33,8 @@ from collapsible.search.gates import (
     recalibrate,
 )
 from collapsible.search.inverted import require_bottlenecks
-from collapsible.search.latency_table import build_latency_table, input_sizes
-from collapsible.search.plan import PlanError, read_plan
+from collapsible.search.latency_table import FormLatency, build_latency_table, input_sizes
+from collapsible.search.plan import CHANGED, FORMS, PlanError, read_plan
 from collapsible.search.restructure import load_restructured, restructure
 from collapsible.search.restructure_choice import choose_forms, read_budget
 from collapsible.search.restructure_report import RestructureSpec
@@ -99,10 +103,14 @@ def test_the_table_is_the_estimate_of_every_form_and_is_kept(network, table, mon
         assert row.keep.latency_ms == pytest.approx(
             estimate(given, TARGET, row.input_size).latency_ms
         )
-    dense = PreactivatedBottleneck(blocks[1].parts)
-    assert table.blocks[1].dense.latency_ms == pytest.approx(
-        estimate(collapse(dense)[0], TARGET, table.blocks[1].input_size).latency_ms
-    )
+    for form, kind in CHANGED.items():
+        assert table.blocks[1].milliseconds[form] == pytest.approx(
+            estimate(
+                collapse(kind(blocks[1].parts), policy="always")[0],
+                TARGET,
+                table.blocks[1].input_size,
+            ).latency_ms
+        )
     assert table.rest_ms == pytest.approx(
         table.network_ms - sum(row.keep.latency_ms for row in table.blocks)
     )
@@ -120,21 +128,35 @@ def test_the_table_is_the_estimate_of_every_form_and_is_kept(network, table, mon
 
 
 def test_blocks_that_measure_as_nothing_stay_where_others_reach_the_budget(network, table):
-    """Of choices that four batches cannot tell apart, the fewest dense blocks; else importance."""
+    """Of choices that four batches cannot tell apart, the most bends; else importance."""
     blocks = require_bottlenecks(network)
     gains = {
-        row.name: row.keep.latency_ms - (row.dense.latency_ms or row.keep.latency_ms)
+        row.name: {form: row.milliseconds["keep"] - ms for form, ms in row.milliseconds.items()}
         for row in table.blocks
     }
-    order = sorted(gains, key=lambda name: -gains[name])
-    least = dict.fromkeys(gains, 0.0)
-    budget = table.network_ms - gains[order[0]]
-    assert choose_forms(table, blocks, budget, least, {}).dense == (order[0],)
+    order = sorted(gains, key=lambda name: -gains[name]["dense"])
+    budget = table.network_ms - gains[order[0]]["dense"]
+    assert choose_forms(table, blocks, budget, {}, {}).changed == {order[0]: "dense"}
+    # The fused form does where it is quick enough: here, with half of the dense form's gain.
+    half = table.network_ms - gains[order[0]]["dense"] / 2
+    rows = [
+        row
+        if row.name != order[0]
+        else dataclasses.replace(
+            row,
+            fused=FormLatency((row.keep.latency_ms + row.dense.latency_ms) / 2, "by hand"),
+        )
+        for row in table.blocks
+    ]
+    quick = dataclasses.replace(table, blocks=tuple(rows))
+    assert choose_forms(quick, blocks, half, {}, {}).changed == {order[0]: "fused"}
     # One that does cost gives way to all others together, if they reach as far.
-    budget = table.network_ms - sum(gains[name] for name in order[1:] if gains[name] > 0)
-    found = choose_forms(table, blocks, budget, {**least, order[0]: 1.0}, {})
-    assert order[0] not in found.dense
-    assert found.blocks[0].importance == {**least, order[0]: 1.0}[found.blocks[0].name]
+    budget = table.network_ms - sum(max(gains[name].values()) for name in order[1:])
+    losses = {order[0]: {"fused": 1.0, "dense": 2.0}}
+    found = choose_forms(table, blocks, budget, losses, {order[0]: (0.1, 0.7)})
+    assert order[0] not in found.changed
+    row = next(block for block in found.blocks if block.name == order[0])
+    assert (row.fused_importance, row.importance, row.gates) == (1.0, 2.0, (0.1, 0.7))
 
 
 def test_a_form_that_the_compiler_rejects_is_no_choice(network, monkeypatch, tmp_path):
@@ -150,12 +172,9 @@ def test_a_form_that_the_compiler_rejects_is_no_choice(network, monkeypatch, tmp
     table = build_latency_table(network, blocks, TARGET, SIZE, cache=tmp_path)
     assert table.blocks[2].dense.latency_ms is None
     assert "not to its taste" in table.blocks[2].dense.reason
-    gone = sum(
-        min(row.keep.latency_ms, row.dense.latency_ms or 9e9) - row.keep.latency_ms
-        for row in table.blocks
-    )
-    plan = choose_forms(table, blocks, table.network_ms + gone, {}, {})
-    assert plan.blocks[2].form == "keep"
+    least = table.rest_ms + sum(min(row.milliseconds.values()) for row in table.blocks)
+    plan = choose_forms(table, blocks, least, {}, {})
+    assert plan.blocks[2].form in ("keep", "fused")
     assert plan.blocks[2].dense_ms is None
 
 
@@ -186,36 +205,54 @@ def test_pressure_ends_where_the_budget_is_met(network, table):
     blocks = require_bottlenecks(network)
     _, gates = gate_network(network, blocks, 1.0)
     zero = torch.tensor(0.0)
-    roomy = GatePressure(gates, table, table.network_ms, GateSpec())
+    roomy = GatePressure(gates, table, 2 * table.network_ms, GateSpec())
     assert float(roomy(zero).detach()) == 0
     tight = GatePressure(gates, table, 0.5 * table.network_ms, GateSpec(latency=1, decision=1))
     keep = [row.keep.latency_ms for row in table.blocks]
     dense = [row.dense.latency_ms for row in table.blocks]
-    expected = table.rest_ms + sum(0.95 * k + 0.05 * d for k, d in zip(keep, dense, strict=True))
+    fused = [row.fused.latency_ms for row in table.blocks]
+    expected = table.rest_ms + sum(
+        0.95 * k + 0.025 * (f + d) for k, f, d in zip(keep, fused, dense, strict=True)
+    )
     by_hand = expected / (0.5 * table.network_ms) - 1
     assert float(tight(zero).detach()) == pytest.approx(by_hand, rel=1e-5)
     late = float(tight(torch.tensor(1.0)).detach())
-    assert late == pytest.approx(by_hand + 4 * 0.95 * 0.05, rel=1e-5)
+    undecided = 4 * (0.95 * 0.05 + 0.975 * 0.025) / 2
+    assert late == pytest.approx(by_hand + undecided, rel=1e-5)
     tight(zero).backward()
-    for gate, k, d in zip(gates.values(), keep, dense, strict=True):
-        # A gate is pushed towards the faster of its two forms.
-        assert (float(gate.logit.grad) > 0) == (k > d)
+    for gate, k, f, d in zip(gates.values(), keep, fused, dense, strict=True):
+        # A gate is pushed towards the faster of what it chooses between.
+        assert (float(gate.logits.grad[0]) > 0) == (k > (f + d) / 2)
+        assert (float(gate.logits.grad[1]) > 0) == (f > d)
 
 
 def test_gates_move_as_their_blocks_gain(network):
-    speeds = gate_speeds({"a": 0.5, "b": -0.25, "c": 0.0, "d": 0.001}, 8.0)
-    assert speeds == {"a": 8.0, "b": 4.0, "c": 0.16, "d": 0.16}
-    assert gate_speeds({"a": 0.0}, 3.0) == {"a": 3.0}
+    given = {
+        "a": {"keep": 1.0, "dense": 0.5},
+        "b": {"keep": 1.0, "fused": 0.75, "dense": 1.25},
+        "c": {"keep": 1.0, "fused": 1.0, "dense": 1.0},
+        "d": {"keep": 1.0, "fused": 0.9, "dense": 0.875},
+    }
+    speeds = gate_speeds(given, 8.0)
+    assert speeds["a"] == (8.0,)
+    assert speeds["b"] == (4.0, 8.0)
+    assert speeds["c"] == pytest.approx((0.16, 0.16))
+    assert speeds["d"] == pytest.approx((2.0, 0.4))
+    assert gate_speeds({"a": {"keep": 1.0, "dense": 1.0}}, 3.0) == {"a": (3.0,)}
     blocks = require_bottlenecks(network)
-    given = dict(zip(NAMES, (8.0, 2.0, 1.0, 4.0), strict=True))
-    _, gates = gate_network(network, blocks, given)
-    optimiser = torch.optim.Adam([gate.logit for gate in gates.values()], 0.01)
-    sum(gate.gate for gate in gates.values()).backward()
+    pairs = dict(zip(NAMES, ((8.0, 1.0), (2.0, 3.0), (1.0,), (4.0, 4.0)), strict=True))
+    _, gates = gate_network(network, blocks, pairs)
+    optimiser = torch.optim.Adam([gate.logits for gate in gates.values()], 0.01)
+    sum(gate.shares[0] - 0.1 * gate.shares[-1] for gate in gates.values()).backward()
     optimiser.step()
     # Adam's first step is the rate, whatever the gradient.
     for name, gate in gates.items():
-        logit = torch.tensor(0.95).logit() - 0.01 * given[name]
-        assert float(gate.gate.detach()) == pytest.approx(float(logit.sigmoid()), rel=1e-4)
+        first = torch.tensor(0.95).logit() - 0.01 * pairs[name][0]
+        assert float(gate.shares[0].detach()) == pytest.approx(float(first.sigmoid()), rel=1e-4)
+        if len(pairs[name]) == 2:
+            rest = 1 - float(first.sigmoid())
+            second = torch.tensor(-0.01 * pairs[name][1]).sigmoid()
+            assert float(gate.shares[1].detach()) == pytest.approx(rest * float(second), rel=1e-3)
 
 
 def test_fine_tuning_starts_from_the_weights_that_lose_less(network, pictures, task, tmp_path):
@@ -242,7 +279,7 @@ def test_absorbing_gives_back_the_gated_networks_weights(network):
             p.add_(0.1 * torch.randn(p.shape, generator=generator))
         for gate in gates.values():
             gate.norms[1].running_mean.fill_(0.3)
-            gate.forced = 1.0
+            gate.forced = "keep"
     torch.manual_seed(5)
     other = RanE(SITES, stem=8, top=24, num_classes=3, drop_rate=0.0).eval()
     absorb(other, require_bottlenecks(other), gated)
@@ -256,18 +293,21 @@ def test_importance_is_the_difference_of_two_losses_and_changes_nothing(network,
     before = {key: value.clone() for key, value in gated.state_dict().items()}
     found = measure_importance(gated, gates, task, range(3, 5), 16)
     assert list(found) == NAMES
-    assert all(value >= 0 for value in found.values())
+    assert all(list(ones) == ["fused", "dense"] for ones in found.values())
+    assert all(value >= 0 for ones in found.values() for value in ones.values())
     after = gated.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     losses = {}
     gated.train()  # its dropout rate is 0, so only the norms differ
     with torch.no_grad():
-        for value in (0.0, 1.0):
-            gates["stages.1.0"].forced = value
-            losses[value] = sum(
+        for form in FORMS:
+            gates["stages.1.0"].forced = form
+            losses[form] = sum(
                 float(task.loss(gated(x), y)) for x, y in (task.batch(s, range(16)) for s in (3, 4))
             )
-    assert found["stages.1.0"] == pytest.approx(max(0.0, (losses[0.0] - losses[1.0]) / 2), abs=1e-5)
+    for form, rise in found["stages.1.0"].items():
+        by_hand = max(0.0, (losses[form] - losses["keep"]) / 2)
+        assert rise == pytest.approx(by_hand, abs=1e-5)
 
 
 def test_statistics_are_the_means_over_the_batches(network, task):
@@ -279,7 +319,7 @@ def test_statistics_are_the_means_over_the_batches(network, task):
         means = []
         for step in range(2):
             x = gated.stem(task.batch(step, range(16))[0])
-            g = block.gate
+            g = block.gates[-1]
             y = block.convs[0](g * x + (1 - g) * nn.functional.hardswish(x))
             means.append(y.mean((0, 2, 3)))
     expected = torch.stack(means).mean(0)
@@ -331,10 +371,11 @@ def test_the_whole_chain(finished, network):
     folder, made, report = finished
     plan = report.plan
     assert plan.after_ms <= 0.8 * plan.before_ms * (1 + 1e-9)
-    assert plan.dense
+    assert plan.changed
     assert plan == read_plan(folder / "plan.toml")
-    dense = [n for n, m in made.named_modules() if isinstance(m, PreactivatedBottleneck)]
-    assert tuple(dense) == plan.dense
+    kinds = {kind: form for form, kind in CHANGED.items()}
+    forms = {n: kinds[type(m)] for n, m in made.named_modules() if type(m) in kinds}
+    assert forms == plan.changed
     small, collapsed = collapse(made, probe=torch.randn(SIZE))
     assert collapsed.max_error_float64 < 1e-9
     assert not [m for m in small.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -342,11 +383,11 @@ def test_the_whole_chain(finished, network):
     assert report.after_ms < report.before_ms
     assert set(report.metrics_after) == {"val/top1", "val/top5"}
     record = json.loads((folder / "report.json").read_text())
-    assert record["plan"]["dense"] == list(plan.dense)
+    assert record["plan"]["changed"] == plan.changed
     assert {"search", "fine-tuning", "latency table"} <= set(report.seconds)
     text = report.table()
     assert all(name in text for name in NAMES)
-    assert not any(isinstance(m, PreactivatedBottleneck) for m in network.modules())
+    assert not any(type(m) in kinds for m in network.modules())
 
 
 def test_a_finished_network_loads_again(finished, network):
@@ -411,10 +452,11 @@ def test_killed_before_the_first_checkpoint_it_starts_where_it_did(
 def test_an_edited_plan_is_followed_with_the_searchs_weights(finished, network, pictures, tmp_path):
     folder, _, report = finished
     (tmp_path / "search").symlink_to(folder / "search")
-    wanted = {name: "dense" if name == "stages.1.0" else "keep" for name in NAMES}
-    plan = report.plan.with_forms(wanted)
+    wanted = {"stages.0.0": "fused", "stages.1.0": "dense"}
+    plan = report.plan.with_forms({name: wanted.get(name, "keep") for name in NAMES})
     made, second = run(network, pictures, tmp_path, budget=None, plan=plan)
-    assert second.plan.dense == ("stages.1.0",)
+    assert second.plan.changed == wanted
+    assert isinstance(made.get_submodule("stages.0.0"), FusedBottleneck)
     assert isinstance(made.get_submodule("stages.1.0"), PreactivatedBottleneck)
     assert "search" not in second.seconds
 
@@ -434,9 +476,7 @@ def test_budgets():
 def test_a_budget_below_full_collapse_ends_before_anything_is_trained(
     network, pictures, tmp_path, table
 ):
-    least = table.rest_ms + sum(
-        min(row.keep.latency_ms, row.dense.latency_ms) for row in table.blocks
-    )
+    least = table.rest_ms + sum(min(row.milliseconds.values()) for row in table.blocks)
     whole = f"the least is {least:.4g} ms; the network as it is takes {table.network_ms:.4g} ms"
     with pytest.raises(BudgetError, match=f"budget 0.000001ms: .*{whole}"):
         run(network, pictures, tmp_path, budget="0.000001ms")

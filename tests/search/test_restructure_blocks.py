@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from collapsible.blocks.inverted_bottleneck import InvertedBottleneck
-from collapsible.blocks.restructurable import GatedBottleneck, PreactivatedBottleneck
+from collapsible.blocks.restructurable import (
+    FusedBottleneck,
+    GatedBottleneck,
+    PreactivatedBottleneck,
+)
 from collapsible.errors import UsageError
 from collapsible.folding import collapse
 from collapsible.models import create_model
@@ -115,6 +119,29 @@ def test_the_dense_form_collapses_exactly_borders_included(spec: dict, same: boo
 
 
 @settings(max_examples=40, deadline=None)
+@given(spec=blocks, same=st.booleans())
+def test_the_fused_form_collapses_exactly_borders_included(spec: dict, same: bool) -> None:
+    parts = read_bottleneck(build(spec, same))
+    fused_form = FusedBottleneck(parts).eval()
+    x = picture(spec["inputs"], spec["height"], spec["width"])
+    narrow, report = collapse(fused_form, probe=x, policy="always")
+    convs = [m for m in narrow.modules() if isinstance(m, nn.Conv2d)]
+    side = spec["kernel"]
+    assert [m.kernel_size for m in convs] == [(side, side), (1, 1)]
+    assert convs[0].groups == 1
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in narrow.modules())
+    assert report.max_error_float64 < EXACT
+    # By torch alone: padding once, in front, and the second of the two activations.
+    with torch.no_grad():
+        y = F.conv2d(F.pad(x, (side // 2,) * 4), parts.convs[0].weight, parts.convs[0].bias)
+        wide = parts.convs[1]
+        y = F.conv2d(parts.norms[0](y), wide.weight, wide.bias, wide.stride, groups=wide.groups)
+        y = parts.acts[1](parts.norms[1](y))
+        y = parts.norms[2](F.conv2d(y, parts.convs[2].weight, parts.convs[2].bias))
+        assert float((narrow(x) - (x + y if parts.residual else y)).abs().max()) < EXACT
+
+
+@settings(max_examples=40, deadline=None)
 @given(spec=blocks, same=st.booleans(), shifted=st.booleans())
 def test_padding_inside_is_merged_exactly_or_refused_with_a_reason(
     spec: dict, same: bool, shifted: bool
@@ -138,27 +165,53 @@ def test_padding_inside_is_merged_exactly_or_refused_with_a_reason(
         assert merged
 
 
-def test_the_gate_reaches_both_forms() -> None:
+@pytest.mark.parametrize("form", ["fused", "dense"])
+def test_the_gates_reach_every_form(form: str) -> None:
     block = randomise(InvertedBottleneck(4, 4, kernel=3), 3)
     parts, x = read_bottleneck(block), picture(4, 9, 9)
-    gated = GatedBottleneck(parts).eval()
-    gated.forced = 1.0
+    gated = GatedBottleneck(parts).eval().double()
+    gated.forced = "keep"
+    kind = {"fused": FusedBottleneck, "dense": PreactivatedBottleneck}[form]
     with torch.no_grad():
         torch.testing.assert_close(gated(x), block(x), rtol=0, atol=1e-12)
-        gated.forced = 0.0
-        found, dense = gated(x), PreactivatedBottleneck(parts).eval()(x)
+        gated.forced = form
+        found, wanted = gated(x), kind(parts).eval()(x)
     # Only the padding has another place, so one pixel at each side differs.
     inner = (..., slice(1, -1), slice(1, -1))
-    torch.testing.assert_close(found[inner], dense[inner], rtol=0, atol=1e-12)
-    assert not torch.allclose(found, dense)
+    torch.testing.assert_close(found[inner], wanted[inner], rtol=0, atol=1e-12)
+    assert not torch.allclose(found, wanted)
+
+
+@given(first=st.floats(-8, 8), second=st.floats(-8, 8))
+def test_shares_sum_to_one_and_gates_never_fall(first: float, second: float) -> None:
+    gated = GatedBottleneck(read_bottleneck(InvertedBottleneck(3, 3)), speed=(2.0, 3.0))
+    with torch.no_grad():
+        gated.logits.copy_(torch.tensor([first, second]))
+        shares, gates = gated.shares.tolist(), gated.gates.tolist()
+    a, b = (float(torch.tensor(v).sigmoid()) for v in (2 * first, 3 * second))
+    assert shares == pytest.approx([a, (1 - a) * b, (1 - a) * (1 - b)], abs=1e-6)
+    assert sum(shares) == pytest.approx(1)
+    assert gates == pytest.approx([a, a + (1 - a) * b], abs=1e-6)
+
+
+def test_a_bottleneck_of_two_layers_has_no_fused_form() -> None:
+    parts = read_bottleneck(fused(3, 12, 3, 3, 1))
+    with pytest.raises(UsageError, match="of 2 layers"):
+        FusedBottleneck(parts)
+    assert GatedBottleneck(parts).forms == ("keep", "dense")
+    whole = read_bottleneck(InvertedBottleneck(3, 3))
+    assert GatedBottleneck(whole).forms == ("keep", "fused", "dense")
+    one = GatedBottleneck(whole, fused=False)
+    assert one.forms == ("keep", "dense")
+    assert one.gates.tolist() == pytest.approx([0.95, 0.95])
 
 
 def test_the_gate_learns_and_starts_where_it_is_told() -> None:
     gated = GatedBottleneck(read_bottleneck(InvertedBottleneck(3, 3)), start=0.8, speed=5.0)
-    assert float(gated.gate.detach()) == pytest.approx(0.8)
+    assert gated.shares.tolist() == pytest.approx([0.8, 0.1, 0.1])
     gated(torch.randn(2, 3, 6, 6)).square().mean().backward()
-    assert gated.logit.grad is not None
-    assert float(gated.logit.grad) != 0
+    assert gated.logits.grad is not None
+    assert (gated.logits.grad != 0).all()
     with pytest.raises(UsageError, match="start=1"):
         GatedBottleneck(read_bottleneck(InvertedBottleneck(3, 3)), start=1.0)
 
@@ -212,7 +265,7 @@ def test_a_fused_bottleneck_collapses_exactly_borders_included(
     assert parts.residual == (inputs == outputs and stride == 1)
     x = picture(inputs, side, side)
     gated = GatedBottleneck(parts).eval()
-    gated.forced = 1.0
+    gated.forced = "keep"
     dense = PreactivatedBottleneck(parts).eval()
     narrow, _ = collapse(dense, probe=x)
     convs = [m for m in narrow.modules() if isinstance(m, nn.Conv2d)]
@@ -220,7 +273,7 @@ def test_a_fused_bottleneck_collapses_exactly_borders_included(
     with torch.no_grad():
         assert float((gated(x) - block(x)).abs().max()) < EXACT
         # Its padding is in front already: the gate's other end is the dense form, borders too.
-        gated.forced = 0.0
+        gated.forced = "dense"
         assert float((gated(x) - dense(x)).abs().max()) < EXACT
         assert float((narrow(x) - dense(x)).abs().max()) < EXACT
 

@@ -100,9 +100,12 @@ def test_options_that_are_none_are_refused(blocks):
         select(blocks, 1.0)
 
 
-def plan_of(network, dense=()):
+def plan_of(network, forms=None):
+    forms = forms or {}
     blocks = tuple(
-        PlannedBlock(b.name, "dense" if b.name in dense else "keep", b.shape, 2.0, 0.5, 0.25, 0.9)
+        PlannedBlock(
+            b.name, forms.get(b.name, "keep"), b.shape, 2.0, 0.75, 0.5, 0.125, 0.25, (0.9, 0.95)
+        )
         for b in require_bottlenecks(network)
     )
     return Plan("tiny", "host", (1, 3, 32, 32), "estimated: test", 1.5, 20.0, blocks)
@@ -115,15 +118,18 @@ def tiny():
 
 
 def test_a_plan_comes_back_as_it_was_written(tiny, tmp_path):
-    plan = plan_of(tiny, dense=("stages.0.0", "stages.8.2"))
+    forms = {"stages.0.0": "dense", "stages.5.0": "fused", "stages.8.2": "dense"}
+    plan = plan_of(tiny, forms)
     odd = dataclasses.replace(plan.blocks[3], dense_ms=None)
     odd_blocks = (*plan.blocks[:3], odd, *plan.blocks[4:])
     plan = dataclasses.replace(plan, network='a "quoted"\\ näme', blocks=odd_blocks)
     write_plan(plan, tmp_path / "plan.toml")
     assert read_plan(tmp_path / "plan.toml") == plan
     assert plan.before_ms == pytest.approx(1.5 + 2 * 17)
-    assert plan.after_ms == pytest.approx(plan.before_ms - 2 * 1.5)
-    assert plan.dense == ("stages.0.0", "stages.8.2")
+    assert plan.after_ms == pytest.approx(plan.before_ms - 2 * 1.5 - 1.25)
+    assert plan.changed == forms
+    assert plan.summary == "1 fused and 2 dense of 17 blocks"
+    assert plan_of(tiny).summary == "none of 17 blocks"
 
 
 def test_a_hand_edited_plan_is_what_is_built(tiny, tmp_path):
@@ -151,6 +157,7 @@ def test_a_plan_that_changes_nothing_changes_nothing(tiny):
         ("rest_ms = 1.5", "rest_ms = 'much'", "rest_ms"),
         ("keep_ms = 2.0", "keep_ms = nan", "finite"),
         ("keep_ms = 2.0", "keep = 2.0", "unknown key"),
+        ("gates = [0.9, 0.95]", "gates = [0.9, 'x']", "finite numbers"),
         ('name = "stages.1.0"', 'name = "stages.0.0"', "twice"),
         ("[[blocks]]", "[[block]]", "blocks"),
         ("target =", "target ==", "not a TOML plan"),
@@ -189,7 +196,8 @@ def test_a_plan_of_another_network_is_refused(tiny):
 
 def test_forms_are_changed_by_name(tiny):
     plan = plan_of(tiny)
-    assert plan.with_forms({"stages.2.0": "dense"}).dense == ("stages.2.0",)
+    for form in ("fused", "dense"):
+        assert plan.with_forms({"stages.2.0": form}).changed == {"stages.2.0": form}
     with pytest.raises(UnknownNameError, match=r"did you mean 'stages\.2\.0'"):
         plan.with_forms({"stage.2.0": "dense"})
     with pytest.raises(PlanError, match="form"):

@@ -7,6 +7,7 @@ from collapsible.blocks.parallel_conv import ParallelConv2d
 from collapsible.blocks.restructurable import (
     BottleneckConv2d,
     BottleneckParts,
+    FusedBottleneck,
     GatedBottleneck,
     PreactivatedBottleneck,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "BottleneckParts",
     "CollapsibleConv2d",
     "FastPReLU",
+    "FusedBottleneck",
     "GatedBottleneck",
     "ParallelConv2d",
     "PreactivatedBottleneck",

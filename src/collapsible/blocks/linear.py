@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
-from collapsible.blocks.collapsible_conv import CollapsibleConv2d, Mode
+from collapsible.algebra import identity_kernel
+from collapsible.blocks.collapsible_conv import CollapsibleConv2d, Mode, SameConv2d
 from collapsible.blocks.parallel_conv import ParallelConv2d, draw
 from collapsible.errors import UnknownNameError, UsageError
 
-LINEAR_BLOCKS = ("sesr", "expandnet", "repvgg", "plain")
+LINEAR_BLOCKS = ("sesr", "expandnet", "repvgg", "plain", "narrow")
 
 
 def linear_block(
@@ -26,9 +28,10 @@ def linear_block(
 
     ``sesr`` goes through ``expansion`` channels and has a short residual where ``residual`` asks
     for it; ``expandnet`` is the same without; ``repvgg`` has a 1x1 and, where ``residual`` asks,
-    the identity in parallel; ``plain`` is the small convolution itself. ``expansion`` and ``mode``
-    mean nothing to the last two, whose kernels are square and odd. ``gain`` scales the first
-    kernel: see ``CollapsibleConv2d``.
+    the identity in parallel; ``plain`` is the small convolution itself, and so is ``narrow``, which
+    starts where ``sesr`` does: as the identity and noise where ``residual`` asks for it.
+    ``expansion`` and ``mode`` mean something to the first two alone; kernels of ``repvgg`` and
+    ``plain`` are square and odd. ``gain`` scales the first kernel: see ``CollapsibleConv2d``.
     Raises ``UnknownNameError`` for another kind, ``UsageError`` for a kernel that it cannot have.
     """
     if kind in ("sesr", "expandnet"):
@@ -43,6 +46,15 @@ def linear_block(
         )
     if kind not in LINEAR_BLOCKS:
         raise UnknownNameError("linear block", kind, LINEAR_BLOCKS)
+    if kind == "narrow":
+        conv = SameConv2d(in_channels, out_channels, kernel_size)
+        draw(conv, (0.3 if residual else 1.0) if gain is None else gain)
+        if residual:
+            with torch.no_grad():
+                conv.weight += identity_kernel(
+                    out_channels, (conv.weight.shape[2], conv.weight.shape[3])
+                )
+        return conv
     side = kernel_size if isinstance(kernel_size, int) else kernel_size[0]
     if side % 2 == 0 or kernel_size not in (side, (side, side)):
         raise UsageError(f"kernel {kernel_size}: a {kind} block has a square and odd one")

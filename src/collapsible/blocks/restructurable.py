@@ -4,22 +4,31 @@ Without them the bottleneck is linear. It is then trained wide, as its two or th
 batch norms, and folds into one dense convolution; one non-linearity is kept, in front:
 
     dense form:  act -> 1x1, norm -> depthwise kxk, norm -> 1x1, norm            (+ x)
-    fused:       act -> kxk, norm -> 1x1, norm                                   (+ x)
+    of a fused:  act -> kxk, norm -> 1x1, norm                                   (+ x)
     collapsed:   act -> dense kxk                                                (+ x)
 
-The dense form pads *before* the first 1x1. A bottleneck pads between the two, where the first
-norm's shift has gone already, and no single convolution equals that at the borders.
+Where the first inner activation alone goes, what stands before the second is one convolution, and
+the block is a fused bottleneck (EfficientNet-EdgeTPU, arXiv 2003.02838), in between in what it
+costs and in what it can say:
 
-On the way from one form to the other each activation is a mixture of itself and the identity with
-a learned coefficient (Layer Folding, arXiv 2106.09309; DepthShrinker, arXiv 2206.00843). Here one
-coefficient g serves all of a block, the activation in front included, so that g = 1 is the
-bottleneck and g = 0 the dense form but for the padding.
+    fused form:  1x1, norm -> depthwise kxk, norm -> act -> 1x1, norm            (+ x)
+    collapsed:   dense kxk to the wide map -> act -> 1x1, norm                   (+ x)
+
+Both forms pad *before* the first 1x1. A bottleneck pads between the two, where the first norm's
+shift has gone already, and no single convolution equals that at the borders.
+
+On the way from one form to another each inner activation is a mixture of itself and the identity
+with a learned coefficient (Layer Folding, arXiv 2106.09309; DepthShrinker, arXiv 2206.00843). The
+first activation goes before the second, and the one in front comes as the last inner one goes, so
+that coefficients of 1, 1 are the bottleneck, 0, 1 the fused form and 0, 0 the dense form, but for
+the padding.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +59,11 @@ class BottleneckParts:
             if conv.groups > 1 or conv.kernel_size != (1, 1) or conv.stride != (1, 1):
                 return place
         return 0
+
+    @property
+    def fusible(self) -> bool:
+        """Whether there is a form between the bottleneck and the dense one: of three layers."""
+        return len(self.convs) == 3
 
     def copies(self) -> BottleneckParts:
         """The same layers, copied, with no activation working in place."""
@@ -190,43 +204,100 @@ class PreactivatedBottleneck(nn.Module):
         return x + self.drop(y) if self.residual else y
 
 
-class GatedBottleneck(nn.Module):
-    """A bottleneck between its two forms: every activation is g act + (1 - g) identity.
+class FusedBottleneck(nn.Module):
+    """The fused form: a linear pair, one activation, 1x1; ``collapse`` makes two convolutions.
 
-    In front it is the other way round. g = sigmoid(``speed`` * ``logit``); ``speed`` makes the
-    coefficient move faster than the weights under the optimiser's one learning rate. Starts at
-    ``start``, in (0, 1).
+    Shapes and residual as those of the bottleneck whose parts it is made of (which are copied).
+    Raises ``UsageError`` for a bottleneck of two layers, which is fused already.
     """
 
-    def __init__(self, parts: BottleneckParts, *, start: float = 0.95, speed: float = 1.0) -> None:
+    def __init__(self, parts: BottleneckParts) -> None:
         super().__init__()
-        if not 0 < start < 1 or speed <= 0:
-            raise UsageError(f"start={start} must lie in (0, 1) and speed={speed} be above 0")
+        if not parts.fusible:
+            raise UsageError(f"a bottleneck of {len(parts.convs)} layers: the fused form is of 3")
+        parts = parts.copies()
+        pair = replace(parts, convs=parts.convs[:2], norms=parts.norms[:2], acts=parts.acts[:1])
+        self.conv: nn.Module = BottleneckConv2d(pair)
+        self.act, self.project, self.norm = parts.acts[1], parts.convs[2], parts.norms[2]
+        self.drop, self.residual = parts.drop, parts.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.project(self.act(self.conv(x))))
+        return x + self.drop(y) if self.residual else y
+
+
+class GatedBottleneck(nn.Module):
+    """A bottleneck between its forms: every inner activation is g act + (1 - g) identity.
+
+    ``gates`` are the coefficients g of the inner activations in their order, never falling; the
+    activation in front is the other way round, 1 - g of the last. With s the sigmoid of ``speed``
+    times a logit, the first is s_1 and the second s_1 + (1 - s_1) s_2: s_1 is the share of the
+    bottleneck, and s_2 how much of the rest is the fused form. Where ``fused`` is False, as where
+    a target does not run that form, one logit serves all. A ``speed`` each (or one for all) makes
+    coefficients move faster than the weights under the optimiser's one learning rate. The share
+    of the bottleneck starts at ``start``, in (0, 1), and the rest in halves.
+    """
+
+    def __init__(
+        self,
+        parts: BottleneckParts,
+        *,
+        start: float = 0.95,
+        speed: float | Sequence[float] = 1.0,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        count = 2 if fused and parts.fusible else 1
+        speeds = [speed] * count if isinstance(speed, int | float) else list(speed)
+        if not 0 < start < 1 or len(speeds) != count or min(speeds) <= 0:
+            raise UsageError(
+                f"start={start} must lie in (0, 1) and speed={speed} be above 0, {count} of them"
+            )
         parts = parts.copies()
         self.convs, self.norms = nn.ModuleList(parts.convs), nn.ModuleList(parts.norms)
         self.acts, self.drop = nn.ModuleList(parts.acts), parts.drop
         self.front = front_activation(parts.acts[0], parts.convs[0].in_channels)
-        self.residual, self.speed = parts.residual, speed
-        self.logit = nn.Parameter(torch.tensor(start).logit() / speed)
-        self.forced: float | None = None
+        self.residual, self.speeds = parts.residual, tuple(map(float, speeds))
+        first = torch.tensor(start).logit()
+        self.logits = nn.Parameter(
+            torch.stack([first, torch.zeros(())][:count]) / torch.tensor(self.speeds)
+        )
+        self.forced: str | None = None
 
     @property
-    def gate(self) -> Tensor:
-        """The coefficient g, a number in [0, 1]: 1 keeps the bottleneck."""
+    def forms(self) -> tuple[str, ...]:
+        """The forms that it is between, from the bottleneck on."""
+        return ("keep", "fused", "dense") if len(self.speeds) == 2 else ("keep", "dense")
+
+    @property
+    def shares(self) -> Tensor:
+        """What of each of ``forms`` it is: numbers in [0, 1] that sum to 1."""
         if self.forced is not None:
-            return self.logit.new_tensor(self.forced)
+            place = self.forms.index(self.forced)
+            return self.logits.new_tensor([float(i == place) for i in range(len(self.forms))])
         # Adam takes the size out of a gradient, but clipping by the norm of all of them does not:
         # the factor acts on the value alone.
-        fast = self.speed * self.logit.detach() + (self.logit - self.logit.detach())
-        return torch.sigmoid(fast)
+        speeds = self.logits.new_tensor(self.speeds)
+        fast = speeds * self.logits.detach() + (self.logits - self.logits.detach())
+        split = torch.sigmoid(fast)
+        rest = 1 - split[0]
+        if len(self.speeds) == 1:
+            return torch.stack([split[0], rest])
+        return torch.stack([split[0], rest * split[1], rest * (1 - split[1])])
+
+    @property
+    def gates(self) -> Tensor:
+        """The coefficients g of the inner activations, in [0, 1], never falling."""
+        falls = self.shares.cumsum(0)[:-1]
+        return falls if len(falls) == len(self.acts) else falls.expand(len(self.acts))
 
     def forward(self, x: Tensor) -> Tensor:
-        g = self.gate
-        y = _mix(self.front(x), x, g)
+        gates = self.gates
+        y = _mix(self.front(x), x, gates[-1])
         for place, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(y))
             if place < len(self.acts):
-                y = _mix(y, self.acts[place](y), g)
+                y = _mix(y, self.acts[place](y), gates[place])
         return x + self.drop(y) if self.residual else y
 
 

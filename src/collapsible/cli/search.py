@@ -91,10 +91,11 @@ def ran_e(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make inverted bottlenecks dense where that costs little and the target gains.
+    """Fuse inverted bottlenecks or make them dense, where that costs little and the target gains.
 
-    Latency of each block in both forms, a search with gates, the exact choice under the budget, a
-    plan to read and edit, fine-tuning with the original as teacher, an ONNX file. Safe to kill.
+    Latency of each block in its three forms, a search with gates, the exact choice under the
+    budget, a plan to read and edit, fine-tuning with the original as teacher, an ONNX file. Safe to
+    kill.
     """
     require_packages("search ran-e", "torch", "safetensors", "lightning", extra="train")
     import torch

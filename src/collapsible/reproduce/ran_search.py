@@ -28,10 +28,10 @@ ABOUT = {
     "base": "all bottlenecks, as trained",
     "continued": "the base, trained on as long as the others",
     "searched": "the search's choice",
-    "earliest": "as many dense blocks, the first ones",
+    "earliest": "as many blocks fused and dense, the first ones",
     "pattern-c": "the blocks that are dense in RAN-e-C",
     "pattern-gt": "the blocks that are dense in RAN-e-GT",
-    "from-scratch": "the found network, its dense convolutions trained from the start",
+    "from-scratch": "the found network, its folded convolutions trained from the start",
     "mobilenetv2": "MobileNetV2 of about the searched latency, trained from nothing",
 }
 Runs = dict[str, list[dict[str, Any]]]
@@ -98,7 +98,7 @@ def search(request: Request) -> Reproduction:
         notes=tuple(notes),
         settings={
             **asdict(setting),
-            "plans": [list(plan.dense) for plan in plans],
+            "plans": [plan.changed for plan in plans],
             "runs": [_without_hits(one) for runs in found.values() for one in runs],
             "seconds": seconds,
         },
@@ -152,7 +152,7 @@ def _whole(found: Runs, setting: Setting) -> Section:
         for target in targets:
             values[f"{target} fps"] = _mean([one["int8_fps"][target] for one in ones])
             values[f"{target} times"] = _times(ones, base, target)
-        about = ABOUT.get(name, "as many dense blocks, drawn at random")
+        about = ABOUT.get(name, "as many blocks fused and dense, drawn at random")
         rows.append(Row(name, "measured", f"{about}; frames a second estimated", values))
     side = setting.test_side
     return Section(f"Whole networks, {side}x{side}, means over seeds", tuple(columns), tuple(rows))
@@ -208,7 +208,9 @@ def _blocks(plan: Plan) -> Section:
             f"{block.shape}, {block.form}",
             {
                 "keep": 1e3 * block.keep_ms,
+                "fused": None if block.fused_ms is None else 1e3 * block.fused_ms,
                 "dense": None if block.dense_ms is None else 1e3 * block.dense_ms,
+                "fused_importance": block.fused_importance,
                 "importance": block.importance,
             },
         )
@@ -216,8 +218,10 @@ def _blocks(plan: Plan) -> Section:
     )
     columns = (
         Column("keep", "keep us", ".2f"),
+        Column("fused", "fused us", ".2f"),
         Column("dense", "dense us", ".2f"),
-        Column("importance", "importance", ".5f"),
+        Column("fused_importance", "rise fused", ".5f"),
+        Column("importance", "rise dense", ".5f"),
     )
     return Section(f"Blocks, each alone ({plan.target}; the first search)", columns, rows)
 
@@ -230,15 +234,18 @@ def _cost(seconds: Sequence[Mapping[str, float]], plan: Plan) -> Section:
 
     spent = mean("searched search", "searched selection")
     candidate = mean("candidate processor")
-    count, of = len(plan.dense), len(plan.blocks)
+    count, of = len(plan.changed), len(plan.blocks)
     source = "processor time of one thread; other work ran on the machine"
     lines = (
         ("the search and its choice", spent),
         ("fine-tuning what it chose", mean("searched fine-tuning")),
         ("training one candidate on", candidate),
-        (f"each of the {of} blocks dense alone", of * candidate),
-        (f"each choice of {count} of {of} blocks", math.comb(of, count) * candidate),
-        ("each of all choices", 2.0**of * candidate),
+        (f"each of the {of} blocks fused and dense alone", 2 * of * candidate),
+        (
+            f"each choice of {count} of {of} blocks, fused or dense",
+            math.comb(of, count) * 2.0**count * candidate,
+        ),
+        ("each of all choices", 3.0**of * candidate),
     )
     rows = []
     for name, value in lines:
@@ -270,10 +277,9 @@ def _checks(found: Runs, plans: Sequence[Plan], setting: Setting) -> tuple[Check
         ),
         Check(
             "fewer blocks have inner activations, and the network is faster",
-            all(plan.dense for plan in plans)
+            all(plan.changed for plan in plans)
             and all((_times(searched, base, target) or 0) > 1 for target in base[0]["int8_fps"]),
-            f"{', '.join(str(len(plan.dense)) for plan in plans)} of {len(plans[0].blocks)} "
-            "blocks dense",
+            ", ".join(plan.summary for plan in plans),
         ),
     ]
     if not setting.targets:

@@ -159,13 +159,13 @@ class Arms:
         return self._finish("searched", seed, network.eval())
 
     def _arranged(self, name: str, plan: Plan) -> Plan:
-        """The plan with other blocks dense: as many, or those of a published network."""
-        names = [block.name for block in plan.blocks]
-        able = [block.name for block in plan.blocks if block.dense_ms is not None]
+        """The plan with other blocks changed: as many and alike, or a published network's."""
+        able = [b.name for b in plan.blocks if {"dense", *plan.changed.values()} <= {*b.forms}]
         if name == "earliest":
-            dense = able[: len(plan.dense)]
+            chosen = dict(zip(able, plan.changed.values(), strict=False))
         elif name.startswith("random-"):
-            dense = random.Random(int(name.rpartition("-")[2])).sample(able, len(plan.dense))
+            drawn = random.Random(int(name.rpartition("-")[2])).sample(able, len(plan.changed))
+            chosen = dict(zip(drawn, plan.changed.values(), strict=True))
         else:
             stages = {"pattern-c": NETWORK_C, "pattern-gt": NETWORK_GT}[name]
             wanted = tuple(
@@ -175,10 +175,13 @@ class Arms:
                 if site.dense
             )
             dense = [one for one in able if one in wanted or one.startswith(_inside(wanted))]
-        return plan.with_forms({one: "dense" if one in dense else "keep" for one in names})
+            chosen = dict.fromkeys(dense, "dense")
+        return plan.with_forms(
+            {block.name: chosen.get(block.name, "keep") for block in plan.blocks}
+        )
 
     def _scratch(self, seed: int) -> nn.Module:
-        """The found network with dense convolutions from the start, trained as the base was."""
+        """The found network with plain convolutions from the start, trained as the base was."""
         recipe = base_recipe(self.setting, seed)
         task = Classification(recipe, self.data)
         torch.manual_seed(seed)
@@ -297,11 +300,15 @@ class _Unmeasured:
 
 
 def narrow_blocks(network: nn.Module) -> nn.Module:
-    """Dense blocks as one newly drawn convolution and its norm, in place of the wide form."""
-    from collapsible.blocks.restructurable import BottleneckConv2d, PreactivatedBottleneck
+    """Fused and dense blocks' wide convolutions as one newly drawn, with its norm."""
+    from collapsible.blocks.restructurable import (
+        BottleneckConv2d,
+        FusedBottleneck,
+        PreactivatedBottleneck,
+    )
 
     for module in network.modules():
-        if isinstance(module, PreactivatedBottleneck):
+        if isinstance(module, FusedBottleneck | PreactivatedBottleneck):
             assert isinstance(module.conv, BottleneckConv2d)
             conv = module.conv.narrow()
             conv.register_parameter("bias", None)

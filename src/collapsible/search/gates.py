@@ -4,10 +4,11 @@ The loss of the search is the task's, plus
 
     latency * max(0, expected / budget - 1)  +  decision * progress * mean of 4 g (1 - g)
 
-with expected = rest + sum of g keep + (1 - g) dense. The expected latency in the loss is
-DepthShrinker's idea (arXiv 2206.00843), the coefficient that is driven to 0 or 1 by a penalty Layer
-Folding's (arXiv 2106.09309). Here the first term ends where the budget is met, and the second grows
-with the search: early on, gates may still change their mind.
+with expected = rest + the sum over blocks of each form's share times its latency, and g the
+coefficients of the inner activations. The expected latency in the loss is DepthShrinker's idea
+(arXiv 2206.00843), coefficients that are driven to 0 or 1 by a penalty are Layer Folding's
+(arXiv 2106.09309). Here the first term ends where the budget is met, and the second grows with the
+search: early on, gates may still change their mind.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ REACH = 20.0
 
 @dataclass(frozen=True)
 class GateSpec:
-    """``start`` is g at first; ``latency`` and ``decision`` weigh the two terms of the loss."""
+    """``start`` is the share of the bottleneck at first; ``latency`` and ``decision`` weigh the two
+    terms of the loss."""
 
     start: float = 0.95
     latency: float = 2.0
@@ -41,15 +43,19 @@ class GateSpec:
 def gate_network(
     network: nn.Module,
     blocks: Sequence[Bottleneck],
-    speed: float | Mapping[str, float],
+    speed: float | Mapping[str, Sequence[float]],
     start: float = 0.95,
 ) -> tuple[nn.Module, dict[str, GatedBottleneck]]:
     """A copy of the network with the given blocks gated, and the gated blocks by name.
 
-    ``speed`` is that of all gates, or each one's by the block's name.
+    ``speed`` is that of all gates, or each block's by its name: one number where its bottleneck is
+    to be kept or dense, two where it may be fused too.
     """
-    speeds = speed if isinstance(speed, Mapping) else {b.name: speed for b in blocks}
-    gated = {b.name: GatedBottleneck(b.parts, start=start, speed=speeds[b.name]) for b in blocks}
+    gated = {}
+    for block in blocks:
+        own = speed[block.name] if isinstance(speed, Mapping) else speed
+        fused = isinstance(own, int | float) or len(own) == 2
+        gated[block.name] = GatedBottleneck(block.parts, start=start, speed=own, fused=fused)
     modules: dict[str, nn.Module] = dict(gated)
     return replace_modules(copy.deepcopy(network), modules), gated
 
@@ -75,17 +81,25 @@ def absorb(network: nn.Module, blocks: Sequence[Bottleneck], gated_network: nn.M
                 own.load_state_dict(learned.state_dict())
 
 
-def gate_speeds(gains: Mapping[str, float], speed: float) -> dict[str, float]:
-    """The speed of each block's gate: ``speed`` times its share of the greatest gain in latency.
+def gate_speeds(
+    latencies: Mapping[str, Mapping[str, float]], speed: float
+) -> dict[str, tuple[float, ...]]:
+    """The speeds of each block's gates: ``speed`` times their share of the greatest gain there is.
 
     Under Adam every gate that the latency term pushes at all would move alike, and blocks that
-    gain next to nothing would turn dense with those that gain much. ``gains`` are in any unit and
-    may be negative; the least speed is a fiftieth.
+    gain next to nothing would turn dense with those that gain much. ``latencies`` are each form's,
+    in any unit: the first gate gains what the quickest other form saves of the bottleneck's, the
+    second the difference between the fused and the dense one. The least speed is a fiftieth.
     """
-    greatest = max((abs(gain) for gain in gains.values()), default=0.0)
+    gains: dict[str, tuple[float, ...]] = {}
+    for name, ms in latencies.items():
+        others = [ms[form] for form in ("fused", "dense") if form in ms]
+        first = abs(ms["keep"] - min(others))
+        gains[name] = (first, abs(others[0] - others[1])) if len(others) == 2 else (first,)
+    greatest = max((gain for ones in gains.values() for gain in ones), default=0.0)
     return {
-        name: speed * max(0.02, abs(gain) / greatest if greatest else 1.0)
-        for name, gain in gains.items()
+        name: tuple(speed * max(0.02, gain / greatest if greatest else 1.0) for gain in ones)
+        for name, ones in gains.items()
     }
 
 
@@ -100,24 +114,20 @@ class GatePressure:
         spec: GateSpec,
     ) -> None:
         self.gates, self.spec, self.budget_ms = dict(gates), spec, budget_ms
-        rows = {row.name: row for row in table.blocks}
-        self.keep = [rows[name].keep.latency_ms or 0.0 for name in self.gates]
-        self.dense = [rows[name].dense.latency_ms or 0.0 for name in self.gates]
-        self.rest_ms = table.network_ms - sum(self.keep)
+        rows = {row.name: row.milliseconds for row in table.blocks}
+        self.times = {name: [rows[name][f] for f in gate.forms] for name, gate in gates.items()}
+        self.rest_ms = table.network_ms - sum(times[0] for times in self.times.values())
 
-    def values(self) -> Tensor:
-        """The coefficients [blocks]."""
-        return torch.stack([gate.gate for gate in self.gates.values()])
-
-    def expected_ms(self, gates: Tensor) -> Tensor:
+    def expected_ms(self) -> Tensor:
         """The latency of the mixture, a number."""
-        keep, dense = gates.new_tensor(self.keep), gates.new_tensor(self.dense)
-        return self.rest_ms + (gates * keep + (1 - gates) * dense).sum()
+        shares = {name: gate.shares for name, gate in self.gates.items()}
+        parts = [(shares[n] * shares[n].new_tensor(ms)).sum() for n, ms in self.times.items()]
+        return self.rest_ms + torch.stack(parts).sum()
 
     def __call__(self, progress: Tensor) -> Tensor:
         """The terms at ``progress`` (0 to 1) of the search."""
-        gates = self.values()
-        over = (self.expected_ms(gates) / self.budget_ms - 1).clamp_min(0)
+        gates = torch.cat([gate.gates for gate in self.gates.values()])
+        over = (self.expected_ms() / self.budget_ms - 1).clamp_min(0)
         undecided = (4 * gates * (1 - gates)).mean()
         return self.spec.latency * over + self.spec.decision * progress * undecided
 
@@ -125,12 +135,12 @@ class GatePressure:
 @torch.no_grad()
 def measure_importance(
     network: nn.Module, gates: Mapping[str, GatedBottleneck], task: Task, steps: range, batch: int
-) -> dict[str, float]:
-    """How much the loss rises when one block alone is dense, the others as they are.
+) -> dict[str, dict[str, float]]:
+    """How much the loss rises when one block alone is fused, or dense, the others as they are.
 
-    Measured on the pictures of the given steps, each block against itself kept. Batch norms use
-    the batch's own statistics, as the running ones are of other gates. Never below 0. The network
-    is left as it was.
+    By block and form. Measured on the pictures of the given steps, each block against itself kept.
+    Batch norms use the batch's own statistics, as the running ones are of other gates. Never below
+    0. The network is left as it was.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     was = network.training
@@ -140,7 +150,7 @@ def measure_importance(
         norm.train()
         norm.momentum = 0.0
     device = next(network.parameters()).device
-    rises = dict.fromkeys(gates, 0.0)
+    rises = {name: dict.fromkeys(gate.forms[1:], 0.0) for name, gate in gates.items()}
     counts = [norm.num_batches_tracked for norm in norms]
     counts = [None if count is None else count.clone() for count in counts]
     try:
@@ -148,12 +158,13 @@ def measure_importance(
             inputs, target = task.batch(step, range(batch))
             inputs, target = inputs.to(device), target.to(device)
             for name, gate in gates.items():
-                losses = []
-                for value in (0.0, 1.0):
-                    gate.forced = value
-                    losses.append(float(task.loss(network(inputs), target)))
+                losses = {}
+                for form in gate.forms:
+                    gate.forced = form
+                    losses[form] = float(task.loss(network(inputs), target))
                 gate.forced = None
-                rises[name] += (losses[0] - losses[1]) / len(steps)
+                for form in rises[name]:
+                    rises[name][form] += (losses[form] - losses["keep"]) / len(steps)
     finally:
         for gate in gates.values():
             gate.forced = None
@@ -162,7 +173,9 @@ def measure_importance(
             if count is not None:
                 norm.num_batches_tracked = count
         network.train(was)
-    return {name: max(0.0, rise) for name, rise in rises.items()}
+    return {
+        name: {form: max(0.0, rise) for form, rise in ones.items()} for name, ones in rises.items()
+    }
 
 
 @torch.no_grad()

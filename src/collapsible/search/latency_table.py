@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from collapsible.blocks.restructurable import (
     BottleneckParts,
+    FusedBottleneck,
     KeptBottleneck,
     PreactivatedBottleneck,
 )
@@ -52,12 +53,23 @@ class FormLatency:
 
 @dataclass(frozen=True)
 class BlockLatency:
-    """A block's two forms on the target, for the input [C, H, W] that it gets in the network."""
+    """A block's forms on the target, for the input [N, C, H, W] that it gets in the network.
+
+    ``fused`` is None for a block that is fused already.
+    """
 
     name: str
     input_size: tuple[int, ...]
     keep: FormLatency
     dense: FormLatency
+    fused: FormLatency | None = None
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """The latency of each form that the target runs, from the bottleneck on."""
+        forms = {"keep": self.keep, "fused": self.fused, "dense": self.dense}
+        found = {name: None if form is None else form.latency_ms for name, form in forms.items()}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -96,11 +108,12 @@ def build_latency_table(
     cache: str | Path | bool = True,
     on_form: Callable[[int, int], None] | None = None,
 ) -> LatencyTable:
-    """Estimate or measure every block of a network in both forms, and the whole network.
+    """Estimate or measure every block of a network in its forms, and the whole network.
 
-    ``on_form(done, total)`` is called as forms are done. A dense form that the target rejects has
-    no latency and a reason. Raises ``UsageError`` for an input the network does not take, and
-    ``CollapsibleError`` where the network or a block as it is does not run on the target at all.
+    ``on_form(done, total)`` is called as forms are done. A fused or dense form that the target
+    rejects has no latency and a reason. Raises ``UsageError`` for an input the network does not
+    take, and ``CollapsibleError`` where the network or a block as it is does not run on the target
+    at all.
     """
     target = find_target(target)
     sizes = input_sizes(network, [block.name for block in blocks], input_size)
@@ -108,20 +121,24 @@ def build_latency_table(
     network_ms = whole.latency_ms if whole.latency_ms is not None else whole.npu_ms
     if network_ms is None:
         raise CollapsibleError(f"{type(network).__name__} has no latency on {target.name}")
-    found, fresh, total = [], 0, 2 * len(blocks)
-    for number, (block, size) in enumerate(zip(blocks, sizes, strict=True)):
-        forms = []
-        for offset, kind in enumerate((KeptBottleneck, PreactivatedBottleneck)):
-            latency, new = _form_latency(kind, block, size, target, cache)
-            forms.append(latency)
-            fresh += new
+    kinds = [
+        {"keep": KeptBottleneck, "dense": PreactivatedBottleneck}
+        | ({"fused": FusedBottleneck} if block.parts.fusible else {})
+        for block in blocks
+    ]
+    found, fresh, done = [], 0, 0
+    for block, size, wanted in zip(blocks, sizes, kinds, strict=True):
+        forms: dict[str, FormLatency] = {}
+        for form, kind in wanted.items():
+            forms[form], new = _form_latency(kind, block, size, target, cache)
+            fresh, done = fresh + new, done + 1
             if on_form:
-                on_form(2 * number + offset + 1, total)
-        if forms[0].latency_ms is None:
+                on_form(done, sum(map(len, kinds)))
+        if forms["keep"].latency_ms is None:
             raise CollapsibleError(
-                f"{target.name} does not run block {block.name} as it is: {forms[0].reason}"
+                f"{target.name} does not run block {block.name} as it is: {forms['keep'].reason}"
             )
-        found.append(BlockLatency(block.name, size, *forms))
+        found.append(BlockLatency(block.name, size, **forms))
     return LatencyTable(
         target.name,
         tuple(input_size),

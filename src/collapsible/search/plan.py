@@ -1,4 +1,4 @@
-"""The plan: which blocks stay and which turn dense, as a TOML file that a person can edit."""
+"""The plan: which blocks stay, which fuse, which turn dense: a TOML file that a person can edit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from collapsible.blocks.restructurable import PreactivatedBottleneck
+from collapsible.blocks.restructurable import FusedBottleneck, PreactivatedBottleneck
 from collapsible.errors import UnknownNameError, UsageError
 from collapsible.imaging import atomic_write
 from collapsible.search.inverted import Bottleneck, require_bottlenecks
@@ -23,7 +23,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-FORMS = ("keep", "dense")
+CHANGED = {"fused": FusedBottleneck, "dense": PreactivatedBottleneck}
+FORMS = ("keep", *CHANGED)
 
 
 class PlanError(UsageError):
@@ -34,24 +35,39 @@ class PlanError(UsageError):
 class PlannedBlock:
     """What becomes of one block.
 
-    ``form`` is ``keep`` or ``dense``. ``keep_ms`` and ``dense_ms`` are its latencies in both
-    forms on the plan's target (``dense_ms`` is not there where the target does not run that form).
-    ``importance`` is how much the loss rose when this block alone was dense at the search's end
-    (0 where nothing was searched), ``gate`` the learned coefficient (1 keeps).
+    ``form`` is ``keep``, ``fused`` (its first two layers become one convolution, one activation
+    stays inside) or ``dense`` (all of it becomes one). ``keep_ms``, ``fused_ms`` and ``dense_ms``
+    are its latencies in each form on the plan's target (none where the target does not run that
+    form, or the block has it already). ``importance`` is how much the loss rose when this block
+    alone was dense at the search's end, ``fused_importance`` when it was fused (0 where nothing was
+    searched), ``gates`` the learned coefficients of its inner activations (1 keeps).
     """
 
     name: str
     form: str
     shape: str
     keep_ms: float
+    fused_ms: float | None = None
     dense_ms: float | None = None
+    fused_importance: float = 0.0
     importance: float = 0.0
-    gate: float = 1.0
+    gates: tuple[float, ...] = (1.0,)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The forms that have a latency."""
+        return tuple(self.milliseconds)
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """The latency of each form that has one."""
+        times = {"keep": self.keep_ms, "fused": self.fused_ms, "dense": self.dense_ms}
+        return {form: ms for form, ms in times.items() if ms is not None}
 
     @property
     def ms(self) -> float:
-        """The latency of the planned form."""
-        return self.keep_ms if self.form == "keep" or self.dense_ms is None else self.dense_ms
+        """The latency of the planned form; where it has none, of the kept one."""
+        return self.milliseconds.get(self.form, self.keep_ms)
 
 
 @dataclass(frozen=True)
@@ -81,9 +97,16 @@ class Plan:
         return self.rest_ms + sum(block.ms for block in self.blocks)
 
     @property
-    def dense(self) -> tuple[str, ...]:
-        """The names of the blocks that turn dense."""
-        return tuple(block.name for block in self.blocks if block.form == "dense")
+    def changed(self) -> dict[str, str]:
+        """The form of each block that does not stay as it is, by name."""
+        return {block.name: block.form for block in self.blocks if block.form != "keep"}
+
+    @property
+    def summary(self) -> str:
+        """How many blocks change, as ``1 fused and 2 dense of 17 blocks``."""
+        forms = list(self.changed.values())
+        counts = [f"{forms.count(form)} {form}" for form in CHANGED if form in forms]
+        return f"{' and '.join(counts) or 'none'} of {len(self.blocks)} blocks"
 
     def with_forms(self, forms: dict[str, str]) -> Plan:
         """The same plan with the given blocks' forms; raises ``UnknownNameError`` for others."""
@@ -98,32 +121,37 @@ class Plan:
 
     def json(self) -> str:
         """The plan as a JSON object, with its sums."""
-        sums = {"before_ms": self.before_ms, "after_ms": self.after_ms, "dense": self.dense}
+        sums = {"before_ms": self.before_ms, "after_ms": self.after_ms, "changed": self.changed}
         return json.dumps({**asdict(self), **sums}, indent=2)
 
     def table(self) -> str:
         """The plan as lines of text for people."""
         width = max(len("rest"), *(len(block.name) for block in self.blocks))
         shape = max(len(block.shape) for block in self.blocks)
-        lines = [f"{'block':<{width}}  form   {'shape':<{shape}}  keep ms  dense ms  importance"]
+        lines = [
+            f"{'block':<{width}}  form   {'shape':<{shape}}  keep ms  fused ms  dense ms"
+            "  rise fused  rise dense"
+        ]
         for b in self.blocks:
-            dense = "  no form" if b.dense_ms is None else f"{b.dense_ms:9.4f}"
+            fused, dense = (
+                "  no form" if ms is None else f"{ms:9.4f}" for ms in (b.fused_ms, b.dense_ms)
+            )
             lines.append(
-                f"{b.name:<{width}}  {b.form:<5}  {b.shape:<{shape}}  "
-                f"{b.keep_ms:7.4f} {dense}  {b.importance:10.5f}"
+                f"{b.name:<{width}}  {b.form:<5}  {b.shape:<{shape}}  {b.keep_ms:7.4f} {fused} "
+                f"{dense}  {b.fused_importance:10.5f}  {b.importance:10.5f}"
             )
         lines.append(f"{'rest':<{width}}         {'':<{shape}}  {self.rest_ms:7.4f}")
         lines.append(
-            f"{len(self.dense)} of {len(self.blocks)} blocks dense: {self.before_ms:.4f} ms -> "
-            f"{self.after_ms:.4f} ms, budget {self.budget_ms:.4f} ms ({self.source})"
+            f"{self.summary}: {self.before_ms:.4f} ms -> {self.after_ms:.4f} ms, "
+            f"budget {self.budget_ms:.4f} ms ({self.source})"
         )
         return "\n".join(lines)
 
 
 _HEAD = """\
-# What becomes of each block. Edit `form` ("keep" or "dense") and give the file to
+# What becomes of each block. Edit `form` ("keep", "fused" or "dense") and give the file to
 # `collapsible search ran-e` again with --plan. Latencies are in milliseconds on the target;
-# importance is the rise of the loss when that block alone was dense.
+# importance is the rise of the loss when that block alone was dense, fused_importance when fused.
 """
 
 
@@ -157,9 +185,6 @@ def read_plan(path: str | Path) -> Plan:
     blocks = table.pop("blocks", [])
     if not isinstance(blocks, list) or not blocks or not all(isinstance(b, dict) for b in blocks):
         raise PlanError(f"{path}: [[blocks]] tables are needed, one a block")
-    size = table.get("input_size")
-    if isinstance(size, list) and all(type(number) is int for number in size):
-        table["input_size"] = tuple(size)
     made = tuple(
         _record(PlannedBlock, block, f"{path}: block {number + 1}: ")
         for number, block in enumerate(blocks)
@@ -169,7 +194,8 @@ def read_plan(path: str | Path) -> Plan:
     return plan
 
 
-_KINDS = {"str": str, "float": float, "float | None": float, "tuple[int, ...]": tuple}
+_KINDS = {"str": str, "float": float, "float | None": float}
+_KINDS |= {"tuple[int, ...]": tuple, "tuple[float, ...]": tuple}
 
 
 def _record(kind: Any, table: dict[str, Any], where: str) -> Any:
@@ -178,12 +204,17 @@ def _record(kind: Any, table: dict[str, Any], where: str) -> Any:
         if key not in fields:
             raise PlanError(f"{where}{UnknownNameError('key', key, fields)}")
         wanted = _KINDS.get(str(fields[key].type), object)
+        numbers = value if isinstance(value, list | tuple) else [value]
         if wanted is float and type(value) is int:
             table = {**table, key: float(value)}
+        elif wanted is tuple and isinstance(value, list):
+            table = {**table, key: tuple(value)}
         elif not isinstance(value, wanted):
             raise PlanError(f"{where}{key} = {value!r}: expected {wanted.__name__}")
-        if wanted is float and not math.isfinite(value):
-            raise PlanError(f"{where}{key} = {value!r}: expected a finite number")
+        if wanted in (float, tuple) and not all(
+            type(one) in (int, float) and math.isfinite(one) for one in numbers
+        ):
+            raise PlanError(f"{where}{key} = {value!r}: expected finite numbers")
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in table:
             raise PlanError(f"{where}missing key {name}")
@@ -220,6 +251,8 @@ def check_plan(plan: Plan, network: nn.Module) -> tuple[Bottleneck, ...]:
                 f"the plan is of another network: block {planned.name} is {shape}, "
                 f"the plan says {planned.shape}"
             )
+        if planned.form == "fused" and not found[planned.name].parts.fusible:
+            raise PlanError(f"block {planned.name} ({shape}) is fused already: keep or dense")
     missing = [name for name in found if name not in {block.name for block in plan.blocks}]
     if missing:
         raise PlanError(f"the plan says nothing of block {missing[0]} ({len(missing)} missing)")
@@ -239,16 +272,16 @@ def check_record(plan: Plan, record: Path) -> None:
 
 
 def apply_plan(network: nn.Module, plan: Plan) -> nn.Module:
-    """A copy of the network with the planned blocks in their dense form, still wide.
+    """A copy of the network with the planned blocks in their fused or dense form, still wide.
 
-    Everything else, weights included, is as it was. The dense form has the block's own layers with
-    one activation in front; it is another function, to be trained on, and ``collapse`` folds it.
-    Raises ``PlanError`` for a plan that does not fit.
+    Everything else, weights included, is as it was. These forms have the block's own layers with
+    one activation inside or in front; they are other functions, to be trained on, and ``collapse``
+    folds them. Raises ``PlanError`` for a plan that does not fit.
     """
     result = copy.deepcopy(network)
     blocks = {block.name: block for block in check_plan(plan, result)}
     return replace_modules(
-        result, {name: PreactivatedBottleneck(blocks[name].parts) for name in plan.dense}
+        result, {name: CHANGED[form](blocks[name].parts) for name, form in plan.changed.items()}
     )
 
 

@@ -13,8 +13,9 @@ from collapsible.search.plan import Plan, PlannedBlock
 from collapsible.search.selection import Option, select
 
 # A rise of the loss below this cannot be told from none on a few batches, so that no block turns
-# dense for less: of choices that measure alike, the one with fewest dense blocks is taken.
-LEAST_IMPORTANCE = 1e-3
+# dense for less: of choices that measure alike, the one that bends most is taken. The fused form
+# keeps one inner activation of two.
+LEAST_IMPORTANCE = {"keep": 0.0, "fused": 0.5e-3, "dense": 1e-3}
 
 
 def read_budget(budget: float | str, network_ms: float) -> float:
@@ -42,26 +43,37 @@ def choose_forms(
     table: LatencyTable,
     blocks: Sequence[Bottleneck],
     budget_ms: float,
-    importance: Mapping[str, float],
-    gates: Mapping[str, float],
+    importance: Mapping[str, Mapping[str, float]],
+    gates: Mapping[str, Sequence[float]],
 ) -> Plan:
-    """The plan with the least total importance of dense blocks within the budget.
+    """The plan with the least total importance of changed blocks within the budget.
 
-    ``importance`` and ``gates`` are by block name; 0 and 1 where a block has none. An importance
-    below ``LEAST_IMPORTANCE`` counts as that. Raises
+    ``importance`` is by block name and form, ``gates`` by block name; 0 and 1 where a block has
+    none. An importance below the form's in ``LEAST_IMPORTANCE`` counts as that. Raises
     ``BudgetError`` with the least latency where nothing meets the budget.
     """
     planned, options = [], []
     for block, row in zip(blocks, table.blocks, strict=True):
-        keep, dense = row.keep.latency_ms, row.dense.latency_ms
-        assert keep is not None
-        loss = importance.get(block.name, 0.0)
-        choices = [Option("keep", keep, 0.0)]
-        if dense is not None:
-            choices.append(Option("dense", dense, max(loss, LEAST_IMPORTANCE)))
-        options.append(choices)
-        gate = gates.get(block.name, 1.0)
-        planned.append(PlannedBlock(block.name, "keep", block.shape, keep, dense, loss, gate))
+        times, losses = row.milliseconds, importance.get(block.name, {})
+        options.append(
+            [
+                Option(form, ms, max(losses.get(form, 0.0), LEAST_IMPORTANCE[form]))
+                for form, ms in times.items()
+            ]
+        )
+        planned.append(
+            PlannedBlock(
+                block.name,
+                "keep",
+                block.shape,
+                times["keep"],
+                dense_ms=times.get("dense"),
+                fused_ms=times.get("fused"),
+                importance=losses.get("dense", 0.0),
+                fused_importance=losses.get("fused", 0.0),
+                gates=tuple(gates.get(block.name, (1.0,) * len(block.parts.acts))),
+            )
+        )
     found = select(options, budget_ms, table.rest_ms)
     return Plan(
         network="",

@@ -1,6 +1,6 @@
 """The job behind ``restructure``, in two halves between which a person may look at the plan.
 
-latency table -> search with gates -> exact selection -> plan -> dense forms -> fine-tuning
+latency table -> search with gates -> exact selection -> plan -> other forms -> fine-tuning
 """
 
 from __future__ import annotations
@@ -149,9 +149,7 @@ class Restructuring:
             ) from None
         if self.fabric.is_global_zero:
             _write_text(self.folder / "latency.json", table.json())
-        network, gates = self._gated(
-            {row.name: (row.keep.latency_ms, row.dense.latency_ms) for row in table.blocks}
-        )
+        network, gates = self._gated({row.name: row.milliseconds for row in table.blocks})
         pressure = GatePressure(gates, table, budget_ms, self.spec.gates)
         recipe = self._search_recipe()
         task = DistilTask(self.task, recipe.steps, self.spec.distil, pressure)
@@ -176,7 +174,7 @@ class Restructuring:
                     range(recipe.steps, recipe.steps + IMPORTANCE_BATCHES),
                     recipe.data.batch,
                 )
-                values = {name: float(gate.gate.detach()) for name, gate in gates.items()}
+                values = {name: gate.gates.detach().tolist() for name, gate in gates.items()}
                 plan = choose_forms(table, self.blocks, budget_ms, importance, values)
                 plan = replace(plan, network=self.recipe.network.name)
                 write_plan(plan, self.folder / "plan.toml")
@@ -249,7 +247,7 @@ class Restructuring:
             )
         with self._phase("int8"):
             made = make_int8(
-                collapse(network)[0] if report.plan.dense else network,
+                collapse(network)[0] if report.plan.changed else network,
                 self.task,
                 self.folder / "network.tflite",
                 steps=steps,
@@ -303,19 +301,16 @@ class Restructuring:
         )
 
     def _gated(
-        self, latencies: Mapping[str, tuple[float | None, float | None]]
+        self, latencies: Mapping[str, Mapping[str, float]]
     ) -> tuple[nn.Module, dict[str, GatedBottleneck]]:
-        """Every block gated that has both forms; latencies are of the kept and the dense one."""
+        """Every block gated that has another form than its own, by each form's latency."""
         torch.manual_seed(self.recipe.seed)
         recipe = self._search_recipe()
         speed = max(1.0, REACH / (recipe.steps * recipe.optimiser.learning_rate))
-        gains = {
-            name: keep - dense
-            for name, (keep, dense) in latencies.items()
-            if keep is not None and dense is not None
-        }
-        blocks = [block for block in self.blocks if block.name in gains]
-        return gate_network(self.original, blocks, gate_speeds(gains, speed), self.spec.gates.start)
+        # The gates end at the dense form.
+        able = {name: ms for name, ms in latencies.items() if "dense" in ms}
+        blocks = [block for block in self.blocks if block.name in able]
+        return gate_network(self.original, blocks, gate_speeds(able, speed), self.spec.gates.start)
 
     def _start(self, plan: Plan) -> nn.Module:
         """The planned network with the search's weights or the original's: the lesser loss.
@@ -344,7 +339,7 @@ class Restructuring:
         weights = self.folder / "search" / "weights.safetensors"
         if not weights.is_file():
             return self.original
-        gated, _ = self._gated({b.name: (b.keep_ms, b.dense_ms) for b in plan.blocks})
+        gated, _ = self._gated({b.name: b.milliseconds for b in plan.blocks})
         try:
             load_state(gated, read_state(weights), str(weights))
         except WeightsError as error:

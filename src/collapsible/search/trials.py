@@ -63,7 +63,7 @@ class TrialsReport:
                 "folder": str(one.trial.folder),
                 "before_ms": one.report.before_ms,
                 "after_ms": one.report.after_ms,
-                "dense": list(one.report.plan.dense),
+                "changed": one.report.plan.changed,
                 "metrics_before": one.report.metrics_before,
                 "metrics_after": one.report.metrics_after,
                 "int8": None if one.report.int8 is None else asdict(one.report.int8),
@@ -75,13 +75,13 @@ class TrialsReport:
 
     def table(self) -> str:
         """A line a trial."""
-        head = f"{'budget':>8}{'seed':>6}{'dense':>7}{'ms':>10}{'times':>7}{'top-1 %':>9}"
+        head = f"{'budget':>8}{'seed':>6}{'changed':>9}{'ms':>10}{'times':>7}{'top-1 %':>9}"
         lines = [f"{head}  folder"]
         for one in self.results:
             before, after = one.report.before_ms, one.report.after_ms
             times = f"{before / after:.2f}" if before and after else "-"
             lines.append(
-                f"{one.trial.budget:>8}{one.trial.seed:>6}{len(one.report.plan.dense):>7}"
+                f"{one.trial.budget:>8}{one.trial.seed:>6}{len(one.report.plan.changed):>9}"
                 f"{'-' if after is None else f'{after:.4f}':>10}{times:>7}{one.top1:>9.2f}  "
                 f"{one.trial.folder}{' *' if one.front else ''}"
             )

@@ -27,9 +27,9 @@ from collapsible.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from collapsible.training.optimisers import build_optimiser
 from collapsible.training.recipes import (
     UNITS,
-    OptimiserSpec,
     Recipe,
     ScheduleSpec,
     differences,
@@ -100,25 +100,6 @@ def learning_rate(step: int, steps: int, peak: float, schedule: ScheduleSpec) ->
     done = (step - warm) / max(1, steps - warm)
     shape = 0.5 * (1 + math.cos(math.pi * done)) if schedule.kind == "cosine" else 1 - done
     return peak * (schedule.final + (1 - schedule.final) * shape)
-
-
-def build_optimiser(network: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
-    """Adam or AdamW over all parameters; vectors (biases, norms, layer scales) do not decay."""
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.kind]
-    everything = [p for p in network.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": everything}]
-    if spec.weight_decay:
-        groups = [
-            {"params": [p for p in everything if p.ndim > 1]},
-            {"params": [p for p in everything if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-    return kind(
-        groups,
-        lr=spec.learning_rate,
-        betas=spec.betas,
-        weight_decay=spec.weight_decay,
-        amsgrad=spec.amsgrad,
-    )
 
 
 class _Log:

@@ -96,7 +96,7 @@ class DegradeSpec:
 
 @dataclass(frozen=True)
 class OptimiserSpec:
-    """``adam`` or ``adamw``; ``clip`` bounds the gradient's norm (0 leaves it).
+    """``adam``, ``adamw`` or ``soap``; ``clip`` bounds the gradient's norm (0 leaves it).
 
     ``weight_decay`` acts on kernels and matrices, not on biases, norms and layer scales.
     """
@@ -164,7 +164,7 @@ UNITS = {"super-resolution": "dB", "classification": "%", "detection": "%"}
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(LOSSES),
     "precision": ("fp32", "bf16"),
-    "optimiser.kind": ("adam", "adamw"),
+    "optimiser.kind": ("adam", "adamw", "soap"),
     "schedule.kind": ("constant", "cosine", "linear"),
     "data.interpolation": ("bilinear", "bicubic", "lanczos"),
 }
