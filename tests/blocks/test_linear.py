@@ -38,7 +38,7 @@ def test_blocks_start_with_features_of_their_size(kind: str, residual: bool) -> 
     inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
     with torch.no_grad():
         grown = float(block(x)[inside].square().mean())
-    identity = residual and kind in ("sesr", "repvgg")
+    identity = residual and kind in ("sesr", "repvgg", "narrow")
     assert grown == pytest.approx(1.09 if identity else 1.0, rel=0.1)
 
 
@@ -71,6 +71,14 @@ def test_expandnet_is_sesr_without_its_short_residual() -> None:
     other.load_state_dict(first.state_dict())
     x = torch.randn(1, 4, 5, 5)
     torch.testing.assert_close(first(x), other(x) + x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", [3, (2, 3)])
+def test_narrow_is_one_convolution_that_starts_at_the_identity(kernel) -> None:
+    block = linear_block("narrow", 6, 6, kernel, residual=True, gain=0.0)
+    assert [p.ndim for p in block.parameters()] == [4, 1]
+    x = torch.randn(1, 6, 7, 8)
+    assert torch.equal(block(x), x)
 
 
 def test_what_cannot_be_is_refused() -> None:

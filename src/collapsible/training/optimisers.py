@@ -23,26 +23,27 @@ def build_optimiser(network: nn.Module, spec: OptimiserSpec) -> torch.optim.Opti
     Raises ``MissingExtraError`` where that package is wanted and not there.
     """
     everything = [p for p in network.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": everything}]
-    if spec.weight_decay or spec.kind == "soap":
-        groups = [
-            {"params": [p for p in everything if p.ndim > 1]},
-            {"params": [p for p in everything if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+    kernels, vectors = [p for p in everything if p.ndim > 1], [p for p in everything if p.ndim <= 1]
     if spec.kind == "soap":
         require_packages("the optimiser soap", "pytorch_optimizer", extra="train")
         from pytorch_optimizer import SOAP
 
-        # A vector has no axes to join (and the package's joining fails on it).
-        groups[1]["merge_dims"] = False
+        # The package fails where all axes would be joined: such kernels keep theirs.
+        small = [p for p in kernels if p.numel() <= JOINED]
         return SOAP(
-            groups,
+            [
+                {"params": [p for p in kernels if p.numel() > JOINED], "merge_dims": True},
+                {"params": small, "merge_dims": False},
+                {"params": vectors, "merge_dims": False, "weight_decay": 0.0},
+            ],
             lr=spec.learning_rate,
             betas=spec.betas,
             weight_decay=spec.weight_decay,
-            merge_dims=True,
             max_precondition_dim=JOINED,
         )
+    groups: list[dict[str, Any]] = [{"params": everything}]
+    if spec.weight_decay:
+        groups = [{"params": kernels}, {"params": vectors, "weight_decay": 0.0}]
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.kind]
     return kind(
         groups,
