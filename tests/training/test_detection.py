@@ -348,7 +348,7 @@ def test_resuming_changes_no_bit(discs, tmp_path):
 
 @pytest.mark.slow
 def test_it_learns_and_the_commands_work(discs, tmp_path):
-    recipe = replace(parse_recipe(TINY), steps=90, checkpoint_every=200, validate_every=200)
+    recipe = replace(parse_recipe(TINY), steps=150, checkpoint_every=200, validate_every=200)
     report, _ = train_detector(recipe, discs, tmp_path / "run")
     # Chance is far below: the class and the place must both be right.
     assert report.metrics["val/mAP50"] > 50

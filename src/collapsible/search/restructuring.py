@@ -133,6 +133,7 @@ class Restructuring:
         """The latency table, the search and the selection; the plan is in ``folder/plan.toml``."""
         if budget is None:
             raise UsageError("a budget is needed: a share as 0.6, or milliseconds as 4.5ms")
+        read_budget(budget, 1.0)  # what is no budget is said before anything is compiled
         self._guard("search")
         with self._phase("latency table"):
             # One process compiles, and all have the same figures where they are measured.
