@@ -28,6 +28,8 @@ from collapsible.weights import FOLDER, normalise_name
 
 SETS = ("Set5", "Set14", "B100")
 CALIBRATE_EVERY, CROP = 12, 96
+# Of how it is trained; nothing of them is left once it is collapsed.
+TRAINING_OPTIONS = ("expansion", "block")
 TRAINED_ON = (
     "BSDS500 train and test (400 pictures; validation, which is B100, left out), T91, McMaster "
     "(18), RealSR (16): research-use photographs, not distributed with this package"
@@ -80,7 +82,7 @@ def main() -> None:
         network,
         architecture=normalise_name(spec.name),
         scale=spec.scale,
-        options={k: v for k, v in spec.options.items() if k != "expansion"},
+        options={k: v for k, v in spec.options.items() if k not in TRAINING_OPTIONS},
         training_data=TRAINED_ON,
         recipe=f"{recipe.name}: {recipe.steps:,} steps{start}{mean}",
         protocol=PROTOCOL,

@@ -14,6 +14,7 @@ from collapsible.errors import UsageError
 from collapsible.farm import farm
 from collapsible.imaging import atomic_write
 from collapsible.search.plan import read_plan
+from collapsible.search.restructure_choice import read_budget
 from collapsible.search.restructure_report import RestructureReport, RestructureSpec
 from collapsible.search.restructuring import OnProgress, Restructuring
 from collapsible.training.classification import Classification
@@ -137,8 +138,10 @@ class TrialRunner:
 def list_trials(budgets: Sequence[str], seeds: int, folder: Path, first: int = 0) -> list[Trial]:
     """Every budget with every seed from ``first``, each in a folder of its own.
 
-    Raises ``UsageError`` for no budget, one given twice, or no seed.
+    Raises ``UsageError`` for no budget, one that is none or given twice, or no seed.
     """
+    for budget in budgets:
+        read_budget(budget, 1.0)
     if not budgets or len(set(budgets)) < len(budgets) or seeds < 1:
         raise UsageError(
             f"budgets {', '.join(budgets)} and {seeds} seeds: different budgets, at least one of "
