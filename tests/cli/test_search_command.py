@@ -28,8 +28,10 @@ def call(*arguments):
 
 
 @pytest.fixture
-def work(tmp_path, monkeypatch):
-    monkeypatch.setenv("COLLAPSIBLE_CACHE", str(tmp_path / "cache"))
+def work(tmp_path, tmp_path_factory, monkeypatch):
+    # One cache for all: every test asks for the latencies of the same blocks.
+    cache = tmp_path_factory.getbasetemp() / "search-command-cache"
+    monkeypatch.setenv("COLLAPSIBLE_CACHE", str(cache))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(RECIPE)
     draw_pictures(tmp_path / "data", 32)
