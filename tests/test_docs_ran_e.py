@@ -10,7 +10,8 @@ import pytest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FILES = {
-    "ran-search": "ran/search --full --data imagenette160",
+    "ran-search": "ran/search --full",
+    "ran-search-two-forms": "ran/search --full --data imagenette160",
     "ran-table-e": "ran/table-e --full",
 }
 
@@ -31,10 +32,11 @@ def test_every_file_says_what_made_it(name):
     assert load(name)["command"].startswith(f"collapsible reproduce {FILES[name]}")
 
 
-def test_what_the_search_buys():
+@pytest.mark.parametrize("name", ["ran-search", "ran-search-two-forms"])
+def test_what_the_search_buys(name):
     """Means over seeds, and the arms that one seed alone has."""
     printed = [cells[1:] for cells in lines("ran-e.md")]
-    rows = load("ran-search")["sections"][0]["rows"]
+    rows = load(name)["sections"][0]["rows"]
     for row in rows:
         v = row["values"]
         frames = [f"{v[f'ethos-{chip} fps']:.0f}" for chip in ("u55-256", "u65-256")]
@@ -46,17 +48,18 @@ def test_what_the_search_buys():
 
 def test_differences_and_cost_of_the_search():
     text = " ".join((DOCS / "ran-e.md").read_text(encoding="utf-8").split())
-    record = load("ran-search")
-    by_seed: dict[str, list[float]] = {}
-    for run in record["settings"]["runs"]:
-        by_seed.setdefault(run["arm"], []).append(max(run["int8"], run.get("trained") or 0.0))
 
-    def apart(first: str, second: str) -> str:
+    def apart(name: str, first: str, second: str) -> str:
+        by_seed: dict[str, list[float]] = {}
+        for run in load(name)["settings"]["runs"]:
+            by_seed.setdefault(run["arm"], []).append(max(run["int8"], run.get("trained") or 0.0))
         pairs = zip(by_seed[first], by_seed[second], strict=True)
         return ", ".join(f"{one - other:+.2f}" for one, other in pairs)
 
-    assert f"by seed {apart('searched', 'continued')}" in text
-    assert f"(by seed {apart('from-scratch', 'searched')})" in text
+    for name in ("ran-search", "ran-search-two-forms"):
+        assert f"by seed {apart(name, 'searched', 'continued')}" in text
+    assert f"(by seed {apart('ran-search-two-forms', 'from-scratch', 'searched')})" in text
+    record = load("ran-search")
     cost = {row["name"]: row["values"] for row in record["sections"][-1]["rows"]}
     assert f"took {cost['the search and its choice']['seconds']:.0f} s" in text
     assert f"takes {cost['training one candidate on']['seconds']:.0f} s" in text

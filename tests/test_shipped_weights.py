@@ -20,14 +20,16 @@ from collapsible.weights import DEFAULT_MODEL, FOLDER, find_card, list_cards, sh
 CARDS = list_cards()
 # The least PSNR of the network's own Y, in dB.
 # Published (arXiv 2103.09404): M5 x2 37.39, 32.84, 31.70; x4 30.99, 27.81, 27.11; no x3;
-# M11 x2 37.58, 33.03, 31.85; x4 31.27, 27.94, 27.20; M3 x2 37.21, 32.70, 31.56: which ours do not
-# reach.
+# M11 x2 37.58, 33.03, 31.85; x4 31.27, 27.94, 27.20; M3 x2 37.21, 32.70, 31.56; x4 30.75, 27.62,
+# 27.00: which ours do not reach.
 BARS = {
     ("sesr_m5", 2): {"Set5": 37.25, "Set14": 32.70, "B100": 31.58},
     ("sesr_m5", 3): {"Set5": 33.10, "Set14": 29.38, "B100": 28.58},
     ("sesr_m5", 4): {"Set5": 30.85, "Set14": 27.70, "B100": 27.03},
     ("sesr_m3", 2): {"Set5": 37.09, "Set14": 32.57, "B100": 31.54},
+    ("sesr_m3", 4): {"Set5": 30.70, "Set14": 27.55, "B100": 26.99},
     ("sesr_m2", 2): {"Set5": 36.84, "Set14": 32.44, "B100": 31.38},
+    ("sesr_m2", 4): {"Set5": 30.41, "Set14": 27.41, "B100": 26.90},
     ("sesr_m11_relu", 2): {"Set5": 37.35, "Set14": 32.83, "B100": 31.76},
     ("sesr_m11_relu", 4): {"Set5": 31.06, "Set14": 27.78, "B100": 27.14},
     ("sesr_m5_relu", 2): {"Set5": 37.27, "Set14": 32.73, "B100": 31.66},
