@@ -162,6 +162,7 @@ def test_a_plan_that_changes_nothing_changes_nothing(tiny):
         ("[[blocks]]", "[[block]]", "blocks"),
         ("target =", "target ==", "not a TOML plan"),
         ("input_size = [1, 3, 32, 32]", "input_size = [1, 'x']", "input_size"),
+        ("input_size = [1, 3, 32, 32]", "input_size = [1, 3.5, 32, 32]", "input_size.*whole"),
         ('source = "estimated: test"', "", "missing key source"),
     ],
 )

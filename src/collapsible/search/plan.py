@@ -203,7 +203,8 @@ def _record(kind: Any, table: dict[str, Any], where: str) -> Any:
     for key, value in table.items():
         if key not in fields:
             raise PlanError(f"{where}{UnknownNameError('key', key, fields)}")
-        wanted = _KINDS.get(str(fields[key].type), object)
+        named = str(fields[key].type)
+        wanted = _KINDS.get(named, object)
         numbers = value if isinstance(value, list | tuple) else [value]
         if wanted is float and type(value) is int:
             table = {**table, key: float(value)}
@@ -215,6 +216,8 @@ def _record(kind: Any, table: dict[str, Any], where: str) -> Any:
             type(one) in (int, float) and math.isfinite(one) for one in numbers
         ):
             raise PlanError(f"{where}{key} = {value!r}: expected finite numbers")
+        if named == "tuple[int, ...]" and not all(type(one) is int for one in numbers):
+            raise PlanError(f"{where}{key} = {value!r}: expected whole numbers")
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in table:
             raise PlanError(f"{where}missing key {name}")
