@@ -202,9 +202,28 @@ def test_what_cannot_start_from_another_depth_is_said():
     for other in (create_model("sesr_m3", scale=3), create_model("sesr_m3", act="relu")):
         with pytest.raises(UsageError, match="cannot start from"):
             m5.start_from_depth(other)
-    plain = create_model("sesr_m5", block="plain")
-    with pytest.raises(UsageError, match="only SESR's own blocks"):
-        plain.start_from_depth(m3)
+    branched = create_model("sesr_m3", block="repvgg")
+    with pytest.raises(UsageError, match="cannot start from"):
+        m5.start_from_depth(branched)
+    relu3, relu5 = (create_model(name, act="relu") for name in ("sesr_m3", "sesr_m5"))
+    with pytest.raises(UsageError, match="only blocks with PReLU"):
+        relu5.start_from_depth(relu3)
+
+
+@pytest.mark.parametrize("old_block", ["sesr", "narrow"])
+def test_the_small_form_starts_deeper_too(old_block):
+    torch.manual_seed(4)
+    old = create_model("sesr_m3", block=old_block).double()
+    for parameter in old.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    new = create_model("sesr_m7", block="narrow").double()
+    new.start_from_depth(old)
+    x = torch.rand(2, 1, 8, 9, dtype=torch.float64)
+    torch.testing.assert_close(new(x), old(x), rtol=0, atol=1e-12)
+    new(x).square().sum().backward()
+    for block in new.blocks:
+        assert block.conv.weight.grad.norm() > 0
+        assert block.act.weight.grad.norm() > 0
 
 
 def test_training_starts_from_a_shallower_networks_file(tmp_path):

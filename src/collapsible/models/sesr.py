@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from collapsible.algebra import identity_kernel
 from collapsible.blocks import CollapsibleConv2d, FastPReLU, linear_block
 from collapsible.blocks.collapsible_conv import Mode
 from collapsible.errors import UsageError
@@ -190,17 +191,42 @@ class SESR(nn.Module):
                 pairs.append((block.conv, old.conv))
                 block.act.load_state_dict(old.act.state_dict())
                 continue
-            if not isinstance(block.act, FastPReLU) or not isinstance(
-                block.conv, CollapsibleConv2d
-            ):
-                raise UsageError("only SESR's own blocks with PReLU can start as the identity")
+            if not isinstance(block.act, FastPReLU):
+                raise UsageError("only blocks with PReLU can start as the identity")
             block.act.weight.fill_(1.0)
-            block.conv.reset_parameters()
-            block.conv.project_weight.zero_()
+            _make_identity(block.conv)
         for new, old in pairs:
-            if not isinstance(new, CollapsibleConv2d) or not isinstance(old, CollapsibleConv2d):
-                raise UsageError("only SESR's own blocks can take over others' kernels")
-            new.load_kernel(*old.kernel_and_bias())
+            _load_kernel(new, *_kernel_of(old))
+
+
+@torch.no_grad()
+def _make_identity(conv: nn.Module) -> None:
+    if isinstance(conv, CollapsibleConv2d):
+        conv.reset_parameters()
+        conv.project_weight.zero_()
+        return
+    weight, bias = _kernel_of(conv)
+    eye = identity_kernel(weight.shape[0], (weight.shape[2], weight.shape[3]))
+    _load_kernel(conv, eye.to(weight), None if bias is None else torch.zeros_like(bias))
+
+
+def _kernel_of(conv: nn.Module) -> tuple[Tensor, Tensor | None]:
+    if isinstance(conv, CollapsibleConv2d):
+        return conv.kernel_and_bias()
+    if isinstance(conv, nn.Conv2d):
+        return conv.weight.detach(), conv.bias
+    raise UsageError("only SESR's own blocks, wide or narrow, can take over others' kernels")
+
+
+@torch.no_grad()
+def _load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
+    if isinstance(conv, CollapsibleConv2d):
+        conv.load_kernel(kernel, bias)
+        return
+    assert isinstance(conv, nn.Conv2d)
+    conv.weight.copy_(kernel)
+    if conv.bias is not None:
+        conv.bias.copy_(torch.zeros_like(conv.bias) if bias is None else bias)
 
 
 def _bend(block: nn.Module) -> Bend:
