@@ -196,7 +196,7 @@ def test_a_shallower_network_takes_blocks_of_the_deeper_one(large, taken):
 
 
 def test_what_cannot_start_from_another_depth_is_said():
-    m3, m5 = create_model("sesr_m3"), create_model("sesr_m5")
+    m5 = create_model("sesr_m5")
     with pytest.raises(UsageError, match="cannot start from one of 5"):
         m5.start_from_depth(create_model("sesr_m5"))
     for other in (create_model("sesr_m3", scale=3), create_model("sesr_m3", act="relu")):
