@@ -15,43 +15,25 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from collapsible.deploy import ship
+from collapsible.deploy.samples import read_crops
 from collapsible.evaluation import PROTOCOL, evaluate
-from collapsible.imaging import atomic_write, read_picture, resize
+from collapsible.imaging import atomic_write
 from collapsible.models import create_model
 from collapsible.training import read_recipe
 from collapsible.weights import FOLDER, normalise_name
 
 SETS = ("Set5", "Set14", "B100")
-CALIBRATE_EVERY, CROP = 12, 96
 # Of how it is trained; nothing of them is left once it is collapsed.
 TRAINING_OPTIONS = ("expansion", "block")
 TRAINED_ON = (
     "BSDS500 train and test (400 pictures; validation, which is B100, left out), T91, McMaster "
-    "(18), RealSR (16): research-use photographs, not distributed with this package"
+    "(18), RealSR (16)"
 )
+TERMS = ": research-use photographs, not distributed with this package"
 LICENCE = "weights: Apache-2.0; the training pictures have research-use terms of their own"
-
-
-def crops(folder: Path, scale: int) -> list[NDArray[np.uint8]]:
-    """The middles of some of a folder's pictures, reduced as the network's input is."""
-    found = []
-    for path in sorted(folder.rglob("*.*"))[::CALIBRATE_EVERY]:
-        if path.suffix.lower() not in {".png", ".jpg", ".bmp"}:
-            continue
-        pixels = read_picture(path).pixels
-        if pixels.shape[2] < 3:
-            continue
-        small = np.clip(np.rint(resize(pixels[..., :3], scale=1 / scale)), 0, 255).astype(np.uint8)
-        top, left = (max(0, (side - CROP) // 2) for side in small.shape[:2])
-        middle = small[top : top + CROP, left : left + CROP]
-        if min(middle.shape[:2]) >= CROP // 2:
-            found.append(np.ascontiguousarray(middle))
-    return found
 
 
 def main() -> None:
@@ -61,6 +43,7 @@ def main() -> None:
     parser.add_argument("--sets", type=Path, required=True)
     parser.add_argument("--started-from", default="")
     parser.add_argument("--mean-with", type=Path, help="weights to take the mean with")
+    parser.add_argument("--also", default="", help="further training pictures, in words")
     parser.add_argument("--calibrate", type=Path)
     given = parser.parse_args()
     recipe = read_recipe(given.recipe)
@@ -83,11 +66,11 @@ def main() -> None:
         architecture=normalise_name(spec.name),
         scale=spec.scale,
         options={k: v for k, v in spec.options.items() if k not in TRAINING_OPTIONS},
-        training_data=TRAINED_ON,
+        training_data=TRAINED_ON + (f", {given.also}" if given.also else "") + TERMS,
         recipe=f"{recipe.name}: {recipe.steps:,} steps{start}{mean}",
         protocol=PROTOCOL,
         licence=LICENCE,
-        calibration=None if given.calibrate is None else crops(given.calibrate, spec.scale),
+        calibration=None if given.calibrate is None else read_crops(given.calibrate, spec.scale),
     )
 
     def measure(precision: str) -> dict[str, dict[str, float]]:

@@ -18,7 +18,8 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A shipped model, a .safetensors file, 'bicubic', or a classifier's name."
+            help="A shipped model, a .safetensors or picture .onnx file, 'bicubic', or a "
+            "classifier's name."
         ),
     ],
     data: Annotated[

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collapsible.deploy.samples import Preparation
 
 STAGES = 6
+DRAWN = "the weights are newly drawn (--weights FILE for trained ones)"
 
 
 @example(
@@ -44,6 +45,21 @@ def export(
     calibration: Annotated[
         Path | None, typer.Option(help="Folder of pictures that show the ranges of values.")
     ] = None,
+    picture: Annotated[
+        bool,
+        typer.Option(
+            "--picture",
+            help="Write the graph that upscale takes: RGB pictures of any size in and out.",
+        ),
+    ] = False,
+    int8_steps: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="With --picture --int8: train so many steps in int8 form on the pictures of "
+            "--calibration; checkpoints lie beside the file, and the same command goes on.",
+        ),
+    ] = 0,
     target: Annotated[
         str | None, typer.Option(help="Compile the file for an Ethos-U too: ethos-u55-256.")
     ] = None,
@@ -81,7 +97,17 @@ def export(
 
     if int8 != (calibration is not None):
         raise UsageError("--int8 and --calibration FOLDER go together")
+    if int8_steps and not (picture and int8):
+        raise UsageError("--int8-steps goes with --picture --int8")
     network, drawn = _network(model, scale, weights)
+    if picture:
+        if input_size or tile or target or mean or std:
+            raise UsageError(
+                "--picture takes pictures of any size, as they are: no --input-size, --tile, "
+                "--target, --mean or --std"
+            )
+        _write_picture(network, model, output, calibration, int8_steps, data, drawn, json)
+        return
     size = _size(network, input_size, tile)
     preparation = _preparation(network, size, mean, std)
     arrays = None
@@ -100,8 +126,37 @@ def export(
             **given,
         )
     if drawn:
-        note = "the weights are newly drawn (--weights FILE for trained ones)"
-        report = replace(report, notes=(*report.notes, note))
+        report = replace(report, notes=(*report.notes, DRAWN))
+    print_json(report.json()) if json else print(report.table())
+
+
+def _write_picture(
+    network: nn.Module,
+    model: str,
+    output: Path,
+    calibration: Path | None,
+    int8_steps: int,
+    data: Path | None,
+    drawn: bool,
+    json: bool,
+) -> None:
+    from collapsible.cli.export_picture import Int8Training, export_picture
+
+    training = None
+    if int8_steps and calibration is not None:
+        folder = output.with_suffix(".int8")
+        training = Int8Training(int8_steps, (calibration,), folder, folder.is_dir())
+    with progress("exporting", total=1) as update:
+        report = export_picture(
+            network,
+            model,
+            output,
+            calibration=calibration,
+            training=training,
+            data=data,
+            notes=(DRAWN,) if drawn else (),
+            show=lambda done, total, what: update(done=done, total=total, description=what),
+        )
     print_json(report.json()) if json else print(report.table())
 
 

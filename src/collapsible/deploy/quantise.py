@@ -73,6 +73,33 @@ def quantise_picture_graph(
     collapsed first. The graph says ``collapsible.precision`` = ``int8`` of itself.
     Raises ``UsageError`` for pictures of another form or none, or another family of networks.
     """
+    return choose_codes(network, pictures).graph(name)
+
+
+@dataclass(frozen=True)
+class QuantisedLayers:
+    """All that a picture graph in int8 is made of.
+
+    ``layers`` are those of ``fold_colour``; ``codes`` their kernels, of the last one the part that
+    reads features; ``ranges`` those of the tensors between, in the order of computation.
+    """
+
+    plain: PlainNetwork
+    layers: tuple[Layer, ...]
+    codes: tuple[Codes, ...]
+    ranges: tuple[Range, ...]
+
+    def graph(self, name: str) -> onnx.ModelProto:
+        """The picture graph with quantise-dequantise pairs."""
+        return _assemble(self.plain, self.layers, self.codes, self.ranges, name)
+
+    def beside(self) -> Layer | None:
+        """The convolution that carries the picture itself, in float; None where there is none."""
+        return _beside(self.layers)
+
+
+def choose_codes(network: nn.Module, pictures: Sequence[NDArray[np.uint8]]) -> QuantisedLayers:
+    """Codes and ranges of a network's picture graph; see ``quantise_picture_graph``."""
     check_pictures(pictures)
     plain = flatten_network(network)
     layers = fold_colour(plain)
@@ -84,7 +111,7 @@ def quantise_picture_graph(
         code_weights(layer.weight[:, : _features(layers, i)]) for i, layer in enumerate(layers)
     ]
     ranges = _calibrate(plain, layers, codes, planes)
-    return _assemble(plain, layers, codes, ranges, name)
+    return QuantisedLayers(plain, layers, tuple(codes), tuple(ranges))
 
 
 def check_pictures(pictures: Sequence[NDArray[np.uint8]]) -> None:

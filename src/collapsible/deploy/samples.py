@@ -17,6 +17,8 @@ from collapsible.errors import UsageError
 from collapsible.imaging import list_pictures, read_picture, resize, rgb_to_y
 
 LABELS = "labels.csv"
+# Of pictures to calibrate on: how many, and the side of what is cut from each.
+MOST_CROPS, CROP = 44, 96
 
 
 @dataclass(frozen=True)
@@ -170,4 +172,34 @@ def _from_table(table: Path) -> list[tuple[Path, int]]:
         ) from error
     if not found:
         raise UsageError(f"{table} is empty")
+    return found
+
+
+def read_crops(folder: Path, scale: int) -> list[NDArray[np.uint8]]:
+    """Low-resolution RGB crops [H, W, 3] to calibrate a network for pictures on.
+
+    The middles, of at most 96 pixels a side, of evenly chosen pictures below ``folder``, reduced
+    by ``scale`` as what the network enlarges is: pictures at their own size are softer. Grey ones,
+    and those that are too small, are left out.
+    Raises ``UsageError`` where nothing remains.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"no folder of pictures at {folder}")
+    files = list_pictures(folder, recursive=True)
+    found: list[NDArray[np.uint8]] = []
+    for path in choose(files, MOST_CROPS):
+        pixels = read_picture(path).pixels
+        if pixels.shape[2] < 3:
+            continue
+        plain = pixels[..., :3].astype(np.float64) / (257 if pixels.dtype == np.uint16 else 1)
+        small = np.clip(np.rint(resize(plain, scale=1 / scale)), 0, 255).astype(np.uint8)
+        top, left = (max(0, (side - CROP) // 2) for side in small.shape[:2])
+        middle = small[top : top + CROP, left : left + CROP]
+        if min(middle.shape[:2]) >= CROP // 2:
+            found.append(np.ascontiguousarray(middle))
+    if not found:
+        raise UsageError(
+            f"no colour picture of at least {CROP // 2 * scale} pixels a side among "
+            f"{len(files)} in {folder}"
+        )
     return found

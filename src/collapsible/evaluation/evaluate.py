@@ -35,7 +35,8 @@ def evaluate(
     """Measure a model by the field's protocol (``PROTOCOL`` says it in words).
 
     ``model`` is a shipped model's name, the path of a safetensors file (its network is known from
-    a card or a training run's facts beside it, or from ``architecture``), or ``"bicubic"``.
+    a card or a training run's facts beside it, or from ``architecture``), that of an ONNX picture
+    graph (what ``upscale`` takes), or ``"bicubic"``.
     ``data`` is a folder of high-resolution pictures, or one that holds ``HR`` and ``LRx2`` and so
     on, whose low-resolution pictures are then used; otherwise they are made by MATLAB's bicubic
     with mirrored borders. ``engine`` and ``precision`` are those of ``collapsible.upscale``.
@@ -89,7 +90,7 @@ def _subject(
             "imaging.resize",
             "exact",
         )
-    from collapsible.evaluation.networks import checkpoint, shipped
+    from collapsible.evaluation.networks import checkpoint, picture_graph, shipped
 
     require_packages("evaluating a network", "torch", "safetensors", extra="train")
     path = Path(model)
@@ -97,6 +98,8 @@ def _subject(
         return checkpoint(
             path, scale, engine, precision, architecture=architecture, scratch=scratch
         )
+    if path.suffix == ".onnx":
+        return picture_graph(path, scale, engine, precision)
     if architecture is not None:
         raise UsageError(f"architecture={architecture!r} goes with a safetensors file, not a name")
     return shipped(str(model), scale, engine, precision)

@@ -65,6 +65,18 @@ def checkpoint(
     )
 
 
+def picture_graph(path: Path, scale: int, engine: str, precision: str) -> Subject:
+    """An ONNX file that ``upscale`` takes, as it is."""
+    upscaler = Upscaler(path, scale=scale, engine=engine, precision=precision)
+    return Subject(
+        str(path),
+        _luma_of_graph(upscaler),
+        upscaler,
+        upscaler.engine.name,
+        upscaler.engine.precision,
+    )
+
+
 def load_network(path: Path, architecture: str, scale: int, options: dict[str, Any]) -> nn.Module:
     """The deployed network with a file's weights, fp32, in evaluation mode.
 
@@ -149,7 +161,7 @@ def luma_function(network: nn.Module) -> LumaFunction:
 
 
 def _luma_of_graph(upscaler: Upscaler) -> LumaFunction:
-    """The Y of an int8 graph before its rounding and clipping: no torch form computes it."""
+    """The Y of a graph's picture before rounding and clipping, where no torch form computes it."""
     radius, scale = upscaler.graph.radius, upscaler.scale
 
     def enlarge(low: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -69,8 +69,8 @@ FULL = Setting(
     targets=("ethos-u55-256", "ethos-u65-256"),
     budget=0.65,
     seeds=3,
-    every=("base", "searched", "continued", "from-scratch"),
-    arms=("earliest", "random-1", "pattern-c", "pattern-gt", "mobilenetv2"),
+    every=("base", "searched", "continued"),
+    arms=("earliest", "random-1", "pattern-c", "pattern-gt", "from-scratch", "mobilenetv2"),
     int8_steps=60,
     calibration=32,
 )
