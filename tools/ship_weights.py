@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--sets", type=Path, required=True)
     parser.add_argument("--started-from", default="")
     parser.add_argument("--mean-with", type=Path, help="weights to take the mean with")
+    parser.add_argument("--half", action="store_true", help="round to fp16: half the bytes")
     parser.add_argument("--also", default="", help="further training pictures, in words")
     parser.add_argument("--calibrate", type=Path)
     given = parser.parse_args()
@@ -70,6 +71,7 @@ def main() -> None:
         recipe=f"{recipe.name}: {recipe.steps:,} steps{start}{mean}",
         protocol=PROTOCOL,
         licence=LICENCE,
+        half=given.half,
         calibration=None if given.calibrate is None else read_crops(given.calibrate, spec.scale),
     )
 

@@ -70,6 +70,36 @@ def test_the_shipped_graph_is_the_network(tmp_path: Path) -> None:
     assert np.mean(expected == got) > 0.999
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_in_half_the_bytes_graph_and_weights_are_still_one_network(tmp_path: Path, engine) -> None:
+    torch.manual_seed(0)
+    network, _ = collapse(create_model("sesr_m7", scale=2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    full, half = (
+        ship(network, architecture="sesr_m7", scale=2, folder=tmp_path / str(h), half=h)
+        for h in (False, True)
+    )
+    # What is given is not touched.
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    for path in ("safetensors_path", "onnx_path"):
+        small, large = (getattr(card, path).stat().st_size for card in (half, full))
+        assert small < 0.72 * large
+    loaded = load_network(half.safetensors_path, "sesr_m7", 2, {})
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, before[name], rtol=2**-11, atol=1e-7)
+    grey = np.random.default_rng(0).integers(0, 256, (17, 12), dtype=np.uint8)
+    got = upscale(grey, 2, half, precision="fp32", engine=engine)
+    radius = half.receptive_radius
+    y = np.pad(16 + grey.astype(np.float64) * 219 / 255, radius, mode="edge") / 255
+    with torch.no_grad():
+        large = loaded.double()(torch.from_numpy(y)[None, None])[0, 0].numpy()
+    edge = slice(2 * radius, -2 * radius)
+    expected = np.clip(np.rint((large[edge, edge] * 255 - 16) * 255 / 219), 0, 255)
+    assert np.abs(expected - got).max() <= 1
+    assert np.mean(expected == got) > 0.995
+
+
 def test_the_wrong_scale_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="x2"):
         ship(create_model("sesr_m2", scale=2), architecture="sesr_m2", scale=4, folder=tmp_path)

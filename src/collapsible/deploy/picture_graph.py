@@ -48,6 +48,8 @@ from collapsible.imaging import RGB_TO_YCBCR, YCBCR_OFFSET, YCBCR_TO_RGB, atomic
 OPSET = 13
 IR_VERSION = 7
 CENTRE = 128.0
+# Elements from which on a kernel is worth half the bytes and a node.
+LEAST_HALVED = 1024
 
 
 def build_picture_graph(network: nn.Module, *, name: str) -> onnx.ModelProto:
@@ -95,7 +97,7 @@ def assemble(plain: PlainNetwork, *, name: str) -> onnx.ModelProto:
         y = graph.add("Add", y, first)
     if uses_picture(layers):
         y = graph.add("Concat", y, x, axis=1)
-    y = graph.convolve(y, layers[-1])
+    y = graph.convolve(y, layers[-1], graph.colour_kernel(layers[-1].weight, _features(layers)))
     graph.end(y, plain.scale)
     return graph.finish(name, plain)
 
@@ -114,6 +116,10 @@ def uses_picture(layers: tuple[Layer, ...]) -> bool:
     return layers[-1].weight.shape[1] > layers[-2].weight.shape[0]
 
 
+def _features(layers: tuple[Layer, ...]) -> int:
+    return layers[-2].weight.shape[0]
+
+
 @dataclass
 class GraphBuilder:
     """Nodes and constants under construction, with names given in order."""
@@ -125,6 +131,32 @@ class GraphBuilder:
         name = f"constant{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(values), name))
         return name
+
+    def kernel(self, weight: Array) -> str:
+        """A kernel in fp32; kept in half the bytes where fp16 holds every value of it exactly."""
+        values = weight.astype(np.float32)
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if values.size < LEAST_HALVED or not np.array_equal(half.astype(np.float32), values):
+            return self.constant(values)
+        return self.add("Cast", self.constant(half), to=TensorProto.FLOAT)
+
+    def colour_kernel(self, weight: Array, features: int) -> str:
+        """The last kernel; what it makes of the features is kept once where all colours share it.
+
+        Engines fold what is made of constants when they load the graph.
+        """
+        values = weight[:, :features].astype(np.float32)
+        outputs, rest = len(values), values.shape[1:]
+        each = values.reshape(outputs // 3, 3, *rest)
+        if not (each == each[:, :1]).all():
+            return self.kernel(weight)
+        once = self.constant(each[:, :1])
+        y = self.add("Expand", once, self.constant(np.array(each.shape, np.int64)))
+        y = self.add("Reshape", y, self.constant(np.array([outputs, *rest], np.int64)))
+        if weight.shape[1] == features:
+            return y
+        return self.add("Concat", y, self.kernel(weight[:, features:]), axis=1)
 
     def add(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         output = output or f"{kind.lower()}{len(self.nodes)}"
@@ -146,7 +178,7 @@ class GraphBuilder:
 
     def convolve(self, x: str, layer: Layer, weight: str | None = None) -> str:
         """A layer with its bend; ``weight`` names its weights where they are not a constant."""
-        weight = weight or self.constant(layer.weight.astype(np.float32))
+        weight = weight or self.kernel(layer.weight)
         bias = self.constant(layer.bias.astype(np.float32))
         left, right, top, bottom = same_padding((layer.weight.shape[-2], layer.weight.shape[-1]))
         y = self.add("Conv", x, weight, bias, pads=[top, left, bottom, right])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,13 +35,15 @@ def ship(
     protocol: str = "",
     metrics: Mapping[str, Mapping[str, float]] | None = None,
     licence: str = "",
+    half: bool = False,
     calibration: Sequence[NDArray[np.uint8]] | None = None,
     int8_graph: onnx.ModelProto | None = None,
 ) -> Card:
     """Write ``ARCHITECTURE_xSCALE.safetensors``, ``.onnx`` and ``.json`` to ``folder``.
 
     The network (SESR or FSRCNN) is collapsed first if it is in its training form, and shipped in
-    fp32; with ``calibration`` pictures (see ``quantise_picture_graph``) an ``_int8.onnx`` comes
+    fp32, with ``half`` rounded to what fp16 holds, in half the bytes (it computes in fp32 all the
+    same); with ``calibration`` pictures (see ``quantise_picture_graph``) an ``_int8.onnx`` comes
     beside, or ``int8_graph`` where one was trained. ``options`` are those its constructor needs to
     be built again, besides the scale; ``metrics`` maps a set's name to ``EvaluationReport.means``.
     Each file is written whole or not at all, the card last, so that a card never describes files
@@ -53,7 +56,7 @@ def ship(
         raise UsageError(f"scale={scale} for a network of x{getattr(network, 'scale', '?')}")
     if any(isinstance(m, CollapsibleConv2d) for m in network.modules()):
         network, _ = collapse(network)
-    network = network.float()
+    network = copy.deepcopy(network).half().float() if half else network.float()
     draft = Card(
         architecture=normalise_name(architecture),
         scale=scale,
@@ -69,7 +72,7 @@ def ship(
     )
     graph = build_picture_graph(network, name=draft.architecture)
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(network, draft.safetensors_path)
+    save_weights(copy.deepcopy(network).half() if half else network, draft.safetensors_path)
     save_graph(graph, draft.onnx_path)
     sums = {
         "safetensors": sha256(draft.safetensors_path),

@@ -144,8 +144,11 @@ def _read_torch_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_state(network: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Load a state dictionary, expanded or collapsed, into a network, in place."""
-    state = dict(state)
+    """Load a state dictionary, expanded or collapsed, into a network, in place.
+
+    Half floats are how some are kept; they are computed with in the network's own precision.
+    """
+    state = {k: v.float() if v.dtype == torch.float16 else v for k, v in state.items()}
     try:
         for name, block in network.named_modules():
             if isinstance(block, CollapsibleConv2d) and f"{name}.weight" in state:
