@@ -53,6 +53,7 @@ def test_defaults_and_numbers():
         ({"loss": "l3"}, "loss = 'l3': known are l1, l2, charbonnier, psnr"),
         ({"precision": "fp8"}, "known are fp32, bf16"),
         ({"optimiser": {"kind": "sgdd"}}, "known are adam, adamw"),
+        ({"optimiser": {"kind": "soap", "amsgrad": True}}, "not for soap"),
         ({"average": 1.0}, "it must be below 1"),
     ],
 )

@@ -257,6 +257,8 @@ def parse_recipe(table: dict[str, Any]) -> Recipe:
         raise UsageError(f"data.rescale = {list(recipe.data.rescale)}: factors in (0, 1]")
     if 2 * recipe.data.crop >= recipe.data.patch:
         raise UsageError(f"data.crop = {recipe.data.crop} leaves nothing of {recipe.data.patch}")
+    if recipe.optimiser.amsgrad and recipe.optimiser.kind == "soap":
+        raise UsageError("optimiser.amsgrad: it is for adam and adamw, not for soap")
     if recipe.task == "super-resolution":
         _check_degrade(recipe)
     elif recipe.degrade != DegradeSpec():
