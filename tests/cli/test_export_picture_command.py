@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from collapsible.cli.app import app
+from collapsible.deploy.samples import read_crops
 from collapsible.upscaler import upscale
 from collapsible.weights import find_card
 
@@ -71,9 +72,11 @@ def test_int8_after_training_and_trained_in_int8_form(tmp_path, pictures):
     assert (code, complaint) == (0, "")
     made = json.loads(text)
     assert made["trained_steps"] == 40
-    # Trained on the very pictures that it is measured on, which are of another kind than those
-    # that the shipped weights have seen.
-    assert made["psnr"] > plain["psnr"] + 0.02
+    # It comes nearer to what the float graph makes, here on one of the pictures trained on.
+    picture = read_crops(pictures, 2)[0]
+    wanted = upscale(picture, 2, "sesr-m2", precision="fp32").astype(float)
+    error = [((upscale(picture, 2, one) - wanted) ** 2).mean() for one in (after, trained)]
+    assert error[1] < 0.9 * error[0]
     # The same command goes on with the run, which is done, and writes the same file.
     first = trained.read_bytes()
     trained.unlink()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from deploy.test_quantise import scene
 
+from collapsible.deploy import build_picture_graph
 from collapsible.deploy.quantise import choose_codes
 from collapsible.deploy.rounded_picture import RoundedPicture
 from collapsible.models import create_model
@@ -54,6 +55,18 @@ def test_it_computes_what_the_written_graph_does(name, scale, options):
     assert error.max() <= 3
     assert (error > 0).mean() < 0.02
     assert wanted.std() > 5 or not shipped
+
+
+def test_without_rounding_it_is_the_float_graph():
+    network = create_model("sesr_m5", scale=2, weights="default")
+    form = RoundedPicture(choose_codes(network, [scene()]))
+    form.rounding = False
+    form.requires_grad_(False)  # as a teacher is
+    picture = scene(40, 33, seed=7)
+    wanted = run_exactly(build_picture_graph(network, name="m5"), picture)
+    error = np.abs(run(form, picture) - wanted.astype(float))
+    assert error.max() <= 1
+    assert (error > 0).mean() < 0.001
 
 
 def test_what_it_learns_is_what_is_written():

@@ -26,14 +26,14 @@ class RoundedPicture(nn.Module):
     graph of the trained one is made of. The picture's own values should be whole levels.
     Folding the colour made the first kernel small and the last one and its bias large; parameters
     are shares of each kernel's greatest weight, and of 255 for that bias, so that one rate suits
-    them all.
+    them all. Without ``rounding`` it is the float graph.
     """
 
     beside: Tensor | None
 
     def __init__(self, made: QuantisedLayers) -> None:
         super().__init__()
-        self.made = made
+        self.made, self.rounding = made, True
         self.scale = made.plain.scale
         self.colour = "rgb"
         self.receptive_radius = made.plain.receptive_radius
@@ -66,11 +66,11 @@ class RoundedPicture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         picture = x * 255 - CENTRE
         ranges, last = iter(self.ranges()), len(self.weights) - 1
-        y = first = _round(self._layer(0, picture), next(ranges))
+        y = first = self._round(self._layer(0, picture), next(ranges))
         for place in range(1, last):
-            y = _round(self._layer(place, y), next(ranges))
+            y = self._round(self._layer(place, y), next(ranges))
         if self.made.plain.long_residual:
-            y = _round(y + first, next(ranges))
+            y = self._round(y + first, next(ranges))
         y = self._layer(last, y)
         if self.beside is not None:
             y = y + same_conv2d(picture, self.beside, None)
@@ -83,12 +83,19 @@ class RoundedPicture(nn.Module):
         step = self.get_buffer(f"step_{place}")
         weight = self.weights[place] * self.units[place]
         zero = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
-        weight = torch.fake_quantize_per_channel_affine(weight, step, zero, 0, -127, 127)
+        if self.rounding:
+            weight = torch.fake_quantize_per_channel_affine(weight, step, zero, 0, -127, 127)
         y = same_conv2d(x, weight, self.biases[place] * self.bias_units[place])
-        slope = self.slopes[place]
-        if self.made.layers[place].slope is None:
+        slope = self.made.layers[place].slope
+        if slope is None:
             return y
-        return F.prelu(y, slope) if slope.requires_grad else F.relu(y)
+        return F.prelu(y, self.slopes[place]) if slope.any() else F.relu(y)
+
+    def _round(self, x: Tensor, to: Range) -> Tensor:
+        if not self.rounding:
+            return x
+        scale, zero = float(to.scale), int(to.zero_point)
+        return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
 
     def ranges(self) -> tuple[Range, ...]:
         """Those of the tensors between, in the order of computation."""
@@ -122,7 +129,3 @@ def _parameters(values: Sequence[Array], units: Sequence[float]) -> nn.Parameter
 
 def _array(tensor: Tensor) -> Array:
     return tensor.detach().double().cpu().numpy()
-
-
-def _round(x: Tensor, to: Range) -> Tensor:
-    return torch.fake_quantize_per_tensor_affine(x, float(to.scale), int(to.zero_point), 0, 255)
