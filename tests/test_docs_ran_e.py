@@ -11,6 +11,8 @@ import pytest
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FILES = {
     "ran-search": "ran/search --full",
+    "ran-search-arms": "ran/search --full --data imagenette160",
+    "ran-search-cifar10": "ran/search --full --data cifar10",
     "ran-search-two-forms": "ran/search --full --data imagenette160",
     "ran-table-e": "ran/table-e --full",
 }
@@ -32,7 +34,7 @@ def test_every_file_says_what_made_it(name):
     assert load(name)["command"].startswith(f"collapsible reproduce {FILES[name]}")
 
 
-@pytest.mark.parametrize("name", ["ran-search", "ran-search-two-forms"])
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("ran-search")])
 def test_what_the_search_buys(name):
     """Means over seeds, and the arms that one seed alone has."""
     printed = [cells[1:] for cells in lines("ran-e.md")]
