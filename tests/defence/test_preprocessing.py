@@ -173,11 +173,12 @@ def test_weights_from_a_file(tmp_path: Path, name: str, options: dict[str, str])
 def test_weights_that_are_not_shipped_or_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # FSRCNN has none on luma.
     monkeypatch.setattr(preprocessing_scaling, "WEIGHTS", tmp_path)
-    with pytest.raises(UsageError, match=r"no x2 weights are shipped for sesr-m7.*sesr-m5.*FILE"):
-        create_defence("sesr-m7")
-    with pytest.raises(WeightsError, match="no weights for sesr-m7"):
-        create_defence("sesr-m7", weights={"sesr-m7": tmp_path / "none.safetensors"})
+    with pytest.raises(UsageError, match=r"no x2 weights are shipped for fsrcnn.*sesr-m5.*FILE"):
+        create_defence("fsrcnn")
+    with pytest.raises(WeightsError, match="no weights for fsrcnn"):
+        create_defence("fsrcnn", weights={"fsrcnn": tmp_path / "none.safetensors"})
     save_weights(create_model("fsrcnn"), tmp_path / "f.safetensors")
     with pytest.raises(WeightsError, match="does not fit"):
         create_defence("sesr-m2", weights={"sesr-m2": tmp_path / "f.safetensors"})
