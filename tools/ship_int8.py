@@ -13,11 +13,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from collapsible.evaluation import evaluate
+from ship_weights import SETS, measure
+
 from collapsible.imaging import atomic_write
 from collapsible.weights import find_card, sha256
-
-SETS = ("Set5", "Set14", "B100")
 
 
 def main() -> None:
@@ -29,12 +28,7 @@ def main() -> None:
     parser.add_argument("--how", required=True, help="how it was trained, in a few words")
     given = parser.parse_args()
     card = find_card(given.name, given.scale)
-    figures = {}
-    for name in SETS:
-        report = evaluate(given.graph, given.sets / name, scale=given.scale, precision="int8")
-        figures[name] = {key: round(value, 4) for key, value in report.means.items()}
-        old = card.metrics_int8[name]["psnr"]
-        print(f"{name}: {figures[name]['psnr']:.4f} dB, shipped {old:.4f}")
+    figures = measure(given.graph, given.sets, given.scale, "int8")
     new, old = (
         sum(one[name]["psnr"] for name in SETS) / len(SETS) for one in (figures, card.metrics_int8)
     )

@@ -36,6 +36,18 @@ TERMS = ": research-use photographs, not distributed with this package"
 LICENCE = "weights: Apache-2.0; the training pictures have research-use terms of their own"
 
 
+def measure(
+    model: str | Path, sets: Path, scale: int, precision: str
+) -> dict[str, dict[str, float]]:
+    """What a card says of each set of ``SETS`` below ``sets``."""
+    figures = {}
+    for name in SETS:
+        report = evaluate(model, sets / name, scale=scale, precision=precision)
+        figures[name] = {key: round(value, 4) for key, value in report.means.items()}
+        print(precision, name, figures[name])
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
@@ -75,17 +87,10 @@ def main() -> None:
         calibration=None if given.calibrate is None else read_crops(given.calibrate, spec.scale),
     )
 
-    def measure(precision: str) -> dict[str, dict[str, float]]:
-        figures = {}
-        for name in SETS:
-            report = evaluate(spec.name, given.sets / name, scale=spec.scale, precision=precision)
-            figures[name] = {key: round(value, 4) for key, value in report.means.items()}
-            print(precision, name, figures[name])
-        return figures
-
-    card = replace(card, metrics=measure("fp32"))
+    card = replace(card, metrics=measure(spec.name, given.sets, spec.scale, "fp32"))
     if card.has_int8:
-        card = replace(card, metrics_int8=measure("int8"))
+        figures = measure(spec.name, given.sets, spec.scale, "int8")
+        card = replace(card, metrics_int8=figures)
     with atomic_write(FOLDER / f"{card.stem}.json") as stream:
         stream.write(card.to_json().encode())
 

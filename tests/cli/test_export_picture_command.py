@@ -43,15 +43,13 @@ def test_the_float_graph_is_the_shipped_one(tmp_path, pictures):
 
 def test_trained_weights_become_a_graph(tmp_path):
     """Weights of another network show that those of the file are taken."""
-    weights = find_card("sesr-m5-relu", 2).safetensors_path
+    weights = find_card("sesr-m11-web", 2).safetensors_path
     path = tmp_path / "mine.onnx"
-    code, _, complaint = run(
-        "sesr-m5-relu", "--weights", str(weights), "--picture", "-o", str(path)
-    )
+    code, _, complaint = run("sesr-m11", "--weights", str(weights), "--picture", "-o", str(path))
     assert (code, complaint) == (0, "")
     picture = scene(40, 30)
     got, wanted, other = (
-        upscale(picture, 2, model).astype(int) for model in (path, "sesr-m5-relu", "sesr-m5")
+        upscale(picture, 2, model).astype(int) for model in (path, "sesr-m11-web", "sesr-m11")
     )
     assert np.abs(got - wanted).max() <= 1
     assert np.abs(got - other).max() > 3

@@ -140,19 +140,15 @@ def _write_picture(
     drawn: bool,
     json: bool,
 ) -> None:
-    from collapsible.cli.export_picture import Int8Training, export_picture
+    from collapsible.cli.export_picture import export_picture
 
-    training = None
-    if int8_steps and calibration is not None:
-        folder = output.with_suffix(".int8")
-        training = Int8Training(int8_steps, (calibration,), folder, folder.is_dir())
     with progress("exporting", total=1) as update:
         report = export_picture(
             network,
             model,
             output,
             calibration=calibration,
-            training=training,
+            int8_steps=int8_steps,
             data=data,
             notes=(DRAWN,) if drawn else (),
             show=lambda done, total, what: update(done=done, total=total, description=what),

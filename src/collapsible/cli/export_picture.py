@@ -44,28 +44,22 @@ class PictureGraphReport:
         return "\n".join([*lines, *self.notes])
 
 
-@dataclass(frozen=True)
-class Int8Training:
-    """``steps`` in int8 form on the pictures below ``data``; checkpoints go to ``folder``."""
-
-    steps: int
-    data: tuple[Path, ...]
-    folder: Path
-    resume: bool
-
-
 def export_picture(
     network: nn.Module,
     name: str,
     output: Path,
     *,
     calibration: Path | None,
-    training: Int8Training | None,
+    int8_steps: int,
     data: Path | None,
     notes: tuple[str, ...],
     show: Callable[..., None],
 ) -> PictureGraphReport:
-    """Write the graph, in int8 where there is ``calibration``, and measure it on ``data``."""
+    """Write the graph, in int8 where there is ``calibration``, and measure it on ``data``.
+
+    ``int8_steps`` train it so on the pictures of ``calibration``; checkpoints lie beside the file,
+    and training that is there is gone on with.
+    """
     from collapsible.deploy import save_graph
     from collapsible.evaluation import evaluate
     from collapsible.weights import normalise_name
@@ -75,7 +69,7 @@ def export_picture(
     scale = getattr(network, "scale", None)
     if not isinstance(scale, int):
         raise UsageError(f"--picture is for super-resolution networks, and {name} is none")
-    save_graph(_graph(network, normalise_name(name), calibration, training, show), output)
+    save_graph(_graph(network, normalise_name(name), output, calibration, int8_steps, show), output)
     measured = None
     if data is not None:
         report = evaluate(
@@ -91,7 +85,7 @@ def export_picture(
         scale,
         "fp32" if calibration is None else "int8",
         output.stat().st_size,
-        training.steps if training else 0,
+        int8_steps,
         str(data or ""),
         measured,
         notes,
@@ -101,8 +95,9 @@ def export_picture(
 def _graph(
     network: nn.Module,
     name: str,
+    output: Path,
     calibration: Path | None,
-    training: Int8Training | None,
+    int8_steps: int,
     show: Callable[..., None],
 ) -> ModelProto:
     from collapsible.deploy import build_picture_graph, quantise_picture_graph
@@ -110,19 +105,19 @@ def _graph(
 
     if calibration is None:
         return build_picture_graph(network, name=name)
-    crops = read_crops(calibration, int(network.scale))  # type: ignore[arg-type]
     show(0, 1, "calibrating")
-    if training is None:
+    crops = read_crops(calibration, int(network.scale))  # type: ignore[arg-type]
+    if not int8_steps:
         return quantise_picture_graph(network, crops, name=name)
     from collapsible.search.int8_pictures import train_picture_int8
 
     made = train_picture_int8(
         network,
         crops,
-        training.data,
-        training.folder,
-        steps=training.steps,
-        resume=training.resume,
+        [calibration],
+        output.with_suffix(".int8"),
+        steps=int8_steps,
+        resume=True,
         on_step=lambda now: show(now.step, now.steps, f"training in int8, loss {now.loss:.4f}"),
     )
     return made.graph(name)

@@ -97,7 +97,8 @@ def assemble(plain: PlainNetwork, *, name: str) -> onnx.ModelProto:
         y = graph.add("Add", y, first)
     if uses_picture(layers):
         y = graph.add("Concat", y, x, axis=1)
-    y = graph.convolve(y, layers[-1], graph.colour_kernel(layers[-1].weight, _features(layers)))
+    kernel = graph.colour_kernel(layers[-1].weight, features_read(layers, len(layers) - 1))
+    y = graph.convolve(y, layers[-1], kernel)
     graph.end(y, plain.scale)
     return graph.finish(name, plain)
 
@@ -113,11 +114,12 @@ def fold_colour(plain: PlainNetwork) -> tuple[Layer, ...]:
 
 def uses_picture(layers: tuple[Layer, ...]) -> bool:
     """Whether the last of ``fold_colour``'s layers reads the picture beside the features."""
-    return layers[-1].weight.shape[1] > layers[-2].weight.shape[0]
+    return layers[-1].weight.shape[1] > features_read(layers, len(layers) - 1)
 
 
-def _features(layers: tuple[Layer, ...]) -> int:
-    return layers[-2].weight.shape[0]
+def features_read(layers: tuple[Layer, ...], index: int) -> int:
+    """How many of a layer's input channels are features: all, but for the last one's picture."""
+    return layers[index - 1].weight.shape[0] if index else layers[0].weight.shape[1]
 
 
 @dataclass
@@ -135,9 +137,11 @@ class GraphBuilder:
     def kernel(self, weight: Array) -> str:
         """A kernel in fp32; kept in half the bytes where fp16 holds every value of it exactly."""
         values = weight.astype(np.float32)
+        if values.size < LEAST_HALVED:
+            return self.constant(values)
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
-        if values.size < LEAST_HALVED or not np.array_equal(half.astype(np.float32), values):
+        if not np.array_equal(half.astype(np.float32), values):
             return self.constant(values)
         return self.add("Cast", self.constant(half), to=TensorProto.FLOAT)
 

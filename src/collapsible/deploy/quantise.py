@@ -26,7 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapsible.blocks.collapsible_conv import same_conv2d
-from collapsible.deploy.picture_graph import CENTRE, GraphBuilder, fold_colour, uses_picture
+from collapsible.deploy.picture_graph import (
+    CENTRE,
+    GraphBuilder,
+    features_read,
+    fold_colour,
+    uses_picture,
+)
 from collapsible.deploy.plain import Array, Layer, PlainNetwork, flatten_network
 from collapsible.errors import UsageError
 
@@ -93,6 +99,10 @@ class QuantisedLayers:
         """The picture graph with quantise-dequantise pairs."""
         return _assemble(self.plain, self.layers, self.codes, self.ranges, name)
 
+    def kernels(self) -> list[Array]:
+        """Each layer's kernel in float, of the last one the part that reads features."""
+        return _feature_kernels(self.layers)
+
     def beside(self) -> Layer | None:
         """The convolution that carries the picture itself, in float; None where there is none."""
         return _beside(self.layers)
@@ -107,9 +117,7 @@ def choose_codes(network: nn.Module, pictures: Sequence[NDArray[np.uint8]]) -> Q
         torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32) - np.float32(CENTRE))
         for picture in pictures
     ]
-    codes = [
-        code_weights(layer.weight[:, : _features(layers, i)]) for i, layer in enumerate(layers)
-    ]
+    codes = [code_weights(kernel) for kernel in _feature_kernels(layers)]
     ranges = _calibrate(plain, layers, codes, planes)
     return QuantisedLayers(plain, layers, tuple(codes), tuple(ranges))
 
@@ -158,16 +166,15 @@ def code_weights(weight: Array) -> Codes:
     return Codes(values, scale)
 
 
-def _features(layers: tuple[Layer, ...], index: int) -> int:
-    """How many of a layer's input channels are features: all, but for the last one's picture."""
-    return layers[index - 1].weight.shape[0] if index else layers[0].weight.shape[1]
+def _feature_kernels(layers: tuple[Layer, ...]) -> list[Array]:
+    return [layer.weight[:, : features_read(layers, i)] for i, layer in enumerate(layers)]
 
 
 def _beside(layers: tuple[Layer, ...]) -> Layer | None:
     """The part of the last layer that reads the picture, without a bias of its own."""
     if not uses_picture(layers):
         return None
-    kernel = layers[-1].weight[:, _features(layers, len(layers) - 1) :]
+    kernel = layers[-1].weight[:, features_read(layers, len(layers) - 1) :]
     return Layer(kernel, np.zeros(len(kernel)))
 
 
@@ -212,7 +219,7 @@ def _calibrate(
     codes: Sequence[Codes],
     planes: Sequence[Tensor],
 ) -> list[Range]:
-    exact = [layer.weight[:, : _features(layers, i)] for i, layer in enumerate(layers)]
+    exact = _feature_kernels(layers)
     rounded = [code.weight() for code in codes]
     wanted, seen = [], []
     for x in planes:

@@ -37,10 +37,7 @@ class RoundedPicture(nn.Module):
         self.scale = made.plain.scale
         self.colour = "rgb"
         self.receptive_radius = made.plain.receptive_radius
-        many = [len(codes.values[0]) for codes in made.codes]
-        kernels = [
-            layer.weight[:, :inputs] for layer, inputs in zip(made.layers, many, strict=True)
-        ]
+        kernels = made.kernels()
         self.units = [float(np.abs(kernel).max()) or 1.0 for kernel in kernels]
         self.bias_units = [1.0] * (len(kernels) - 1) + [255.0]
         self.weights = _parameters(kernels, self.units)
@@ -80,10 +77,10 @@ class RoundedPicture(nn.Module):
         return F.pixel_shuffle(y, self.scale) / 255
 
     def _layer(self, place: int, x: Tensor) -> Tensor:
-        step = self.get_buffer(f"step_{place}")
         weight = self.weights[place] * self.units[place]
-        zero = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
         if self.rounding:
+            step = self.get_buffer(f"step_{place}")
+            zero = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
             weight = torch.fake_quantize_per_channel_affine(weight, step, zero, 0, -127, 127)
         y = same_conv2d(x, weight, self.biases[place] * self.bias_units[place])
         slope = self.made.layers[place].slope

@@ -183,9 +183,7 @@ def read_crops(folder: Path, scale: int) -> list[NDArray[np.uint8]]:
     and those that are too small, are left out.
     Raises ``UsageError`` where nothing remains.
     """
-    if not folder.is_dir():
-        raise UsageError(f"no folder of pictures at {folder}")
-    files = list_pictures(folder, recursive=True)
+    files = _found(folder)
     found: list[NDArray[np.uint8]] = []
     for path in choose(files, MOST_CROPS):
         pixels = read_picture(path).pixels

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from torch import nn
 
@@ -37,18 +36,17 @@ def ship(
     licence: str = "",
     half: bool = False,
     calibration: Sequence[NDArray[np.uint8]] | None = None,
-    int8_graph: onnx.ModelProto | None = None,
 ) -> Card:
     """Write ``ARCHITECTURE_xSCALE.safetensors``, ``.onnx`` and ``.json`` to ``folder``.
 
     The network (SESR or FSRCNN) is collapsed first if it is in its training form, and shipped in
     fp32, with ``half`` rounded to what fp16 holds, in half the bytes (it computes in fp32 all the
     same); with ``calibration`` pictures (see ``quantise_picture_graph``) an ``_int8.onnx`` comes
-    beside, or ``int8_graph`` where one was trained. ``options`` are those its constructor needs to
-    be built again, besides the scale; ``metrics`` maps a set's name to ``EvaluationReport.means``.
-    Each file is written whole or not at all, the card last, so that a card never describes files
-    that are not there; its SHA-256 sums are of the files as written. ``parameters`` counts weights
-    of convolutions alone, as the papers do. Returns the card.
+    beside. ``options`` are those its constructor needs to be built again, besides the scale;
+    ``metrics`` maps a set's name to ``EvaluationReport.means``. Each file is written whole or not
+    at all, the card last, so that a card never describes files that are not there; its
+    SHA-256 sums are of the files as written. ``parameters`` counts weights of convolutions alone,
+    as the papers do. Returns the card.
     Raises ``UsageError`` for a network of another scale or family, ``PictureError`` or
     ``WeightsError`` where the folder cannot be written.
     """
@@ -78,10 +76,9 @@ def ship(
         "safetensors": sha256(draft.safetensors_path),
         "onnx": sha256(draft.onnx_path),
     }
-    if calibration is not None and int8_graph is None:
-        int8_graph = quantise_picture_graph(network, calibration, name=draft.architecture)
-    if int8_graph is not None:
-        save_graph(int8_graph, draft.int8_path)
+    if calibration is not None:
+        quantised = quantise_picture_graph(network, calibration, name=draft.architecture)
+        save_graph(quantised, draft.int8_path)
         sums["int8"] = sha256(draft.int8_path)
     card = replace(draft, sha256=sums)
     with atomic_write(card.path) as stream:

@@ -98,8 +98,8 @@ def _subject(
         return checkpoint(
             path, scale, engine, precision, architecture=architecture, scratch=scratch
         )
-    if path.suffix == ".onnx":
-        return picture_graph(path, scale, engine, precision)
     if architecture is not None:
         raise UsageError(f"architecture={architecture!r} goes with a safetensors file, not a name")
+    if path.suffix == ".onnx":
+        return picture_graph(path, scale, engine, precision)
     return shipped(str(model), scale, engine, precision)

@@ -25,13 +25,8 @@ def shipped(model: str, scale: int, engine: str, precision: str) -> Subject:
     network = load_network(card.safetensors_path, card.architecture, scale, card.options)
     upscaler = Upscaler(card, scale=scale, engine=engine, precision=precision)
     quantised = upscaler.graph.quantised
-    return Subject(
-        card.name,
-        _luma_of_graph(upscaler) if quantised else luma_function(network),
-        upscaler,
-        upscaler.engine.name,
-        upscaler.engine.precision,
-    )
+    own = _luma_of_graph(upscaler) if quantised else luma_function(network)
+    return _subject(card.name, own, upscaler)
 
 
 def checkpoint(
@@ -55,26 +50,17 @@ def checkpoint(
     graph = scratch / "checkpoint.onnx"
     save_graph(build_picture_graph(network, name=name), graph)
     upscaler = Upscaler(graph, scale=scale, engine=engine, precision=precision)
-
-    return Subject(
-        str(path),
-        luma_function(network),
-        upscaler,
-        upscaler.engine.name,
-        upscaler.engine.precision,
-    )
+    return _subject(str(path), luma_function(network), upscaler)
 
 
 def picture_graph(path: Path, scale: int, engine: str, precision: str) -> Subject:
     """An ONNX file that ``upscale`` takes, as it is."""
     upscaler = Upscaler(path, scale=scale, engine=engine, precision=precision)
-    return Subject(
-        str(path),
-        _luma_of_graph(upscaler),
-        upscaler,
-        upscaler.engine.name,
-        upscaler.engine.precision,
-    )
+    return _subject(str(path), _luma_of_graph(upscaler), upscaler)
+
+
+def _subject(name: str, own: LumaFunction, upscaler: Upscaler) -> Subject:
+    return Subject(name, own, upscaler, upscaler.engine.name, upscaler.engine.precision)
 
 
 def load_network(path: Path, architecture: str, scale: int, options: dict[str, Any]) -> nn.Module:

@@ -199,15 +199,14 @@ class SESR(nn.Module):
             _load_kernel(new, *_kernel_of(old))
 
 
-@torch.no_grad()
 def _make_identity(conv: nn.Module) -> None:
     if isinstance(conv, CollapsibleConv2d):
         conv.reset_parameters()
         conv.project_weight.zero_()
         return
-    weight, bias = _kernel_of(conv)
+    weight, _ = _kernel_of(conv)
     eye = identity_kernel(weight.shape[0], (weight.shape[2], weight.shape[3]))
-    _load_kernel(conv, eye.to(weight), None if bias is None else torch.zeros_like(bias))
+    _load_kernel(conv, eye, None)
 
 
 def _kernel_of(conv: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -218,7 +217,6 @@ def _kernel_of(conv: nn.Module) -> tuple[Tensor, Tensor | None]:
     raise UsageError("only SESR's own blocks, wide or narrow, can take over others' kernels")
 
 
-@torch.no_grad()
 def _load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
     if isinstance(conv, CollapsibleConv2d):
         conv.load_kernel(kernel, bias)
@@ -226,7 +224,7 @@ def _load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
     assert isinstance(conv, nn.Conv2d)
     conv.weight.copy_(kernel)
     if conv.bias is not None:
-        conv.bias.copy_(torch.zeros_like(conv.bias) if bias is None else bias)
+        conv.bias.copy_(torch.zeros(()) if bias is None else bias)
 
 
 def _bend(block: nn.Module) -> Bend:
