@@ -33,8 +33,15 @@ def write(folder: Path, text: str) -> Path:
 
 def test_every_shipped_target_reads_and_says_its_source():
     names = list_targets()
-    assert {"ethos-u55-128", "ethos-u65-512", "ethos-u85-2048", "npu-4tops", "host"} <= set(names)
-    assert len(names) == 13
+    assert {
+        "ethos-u55-128",
+        "ethos-u65-512",
+        "ethos-u85-2048",
+        "npu-4tops",
+        "host",
+        "host-bf16",
+    } <= set(names)
+    assert len(names) == 14
     for name in names:
         target = find_target(name)
         assert target.name == name

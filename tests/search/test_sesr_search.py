@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from collapsible.cli.app import app
+from collapsible.deploy.estimate import estimate
 from collapsible.errors import BudgetError, UsageError
 from collapsible.folding import collapse
 from collapsible.imaging import write_picture
@@ -32,7 +33,7 @@ from collapsible.search.sesr_supernet import SesrSupernet, ShapePressure, choose
 from collapsible.training import list_recipes, read_recipe
 from collapsible.training.recipes import write_recipe
 
-SPACE = SesrSpace(((3, 3), (2, 2), (1, 3), (5, 2)), (2, 3, 5), 3)
+SPACE = SesrSpace(((3, 3), (2, 2), (1, 3), (5, 2)), (2, 3, 5), 3, ((5, 5), (3, 3), (2, 4)))
 
 
 def latencies(seed: int = 0, space: SesrSpace = SPACE) -> SesrLatencies:
@@ -42,8 +43,15 @@ def latencies(seed: int = 0, space: SesrSpace = SPACE) -> SesrLatencies:
         width: {kernel_name(k): float(random.uniform(0.5, 3)) for k in space.kernels}
         for width in space.widths
     }
-    ends = {width: float(random.uniform(0.5, 2)) for width in space.widths}
-    return SesrLatencies("nowhere", (1, 1, 8, 8), "drawn", 10.0, ends, layers)
+    rest = {width: float(random.uniform(0.5, 1)) for width in space.widths}
+    first, last = (
+        {
+            width: {kernel_name(k): float(random.uniform(0, 0.5)) for k in space.ends}
+            for width in space.widths
+        }
+        for _ in range(2)
+    )
+    return SesrLatencies("nowhere", (1, 1, 8, 8), "drawn", 10.0, rest, layers, first, last)
 
 
 def decided(shape: SesrShape, skipped: int | None = None, space: SesrSpace = SPACE) -> SesrSupernet:
@@ -58,6 +66,8 @@ def decided(shape: SesrShape, skipped: int | None = None, space: SesrSpace = SPA
             if isinstance(layer, torch.nn.PReLU) or type(layer).__name__ == "FastPReLU":
                 layer.weight.copy_(torch.rand_like(layer.weight))
         network.width_logits[list(space.widths).index(shape.features)] = 10.0
+        network.first_logits[space.ends.index(shape.first)] = 10.0
+        network.last_logits[space.ends.index(shape.last)] = 10.0
         for number, kernel in enumerate(chosen):
             network.kernel_logits[number, space.kernels.index(kernel)] = 10.0
             network.keep_logits[number] = -10.0 if number == skipped else 10.0
@@ -66,8 +76,8 @@ def decided(shape: SesrShape, skipped: int | None = None, space: SesrSpace = SPA
 
 SHAPES = [
     (SesrShape(((3, 3), (2, 2), (5, 2)), 5), None),
-    (SesrShape(((1, 3), (2, 2)), 3), 1),
-    (SesrShape(((5, 2), (3, 3)), 2), 0),
+    (SesrShape(((1, 3), (2, 2)), 3, (3, 3), (2, 4)), 1),
+    (SesrShape(((5, 2), (3, 3)), 2, (5, 5), (3, 3)), 0),
 ]
 
 
@@ -86,11 +96,12 @@ def test_a_decided_supernet_is_the_network_of_its_shape(shape: SesrShape, skippe
         return F.conv2d(padded, kernel[:out, : y.shape[1]], bias[:out])
 
     with torch.no_grad():
-        first = y = conv(x, network.first, width)
+        ends = SPACE.ends
+        first = y = conv(x, network.first[ends.index(shape.first)], width)
         for number, kernel in zip(there, shape.kernels, strict=True):
             layer = network.blocks[number][SPACE.kernels.index(kernel)]
             y = F.prelu(conv(y, layer, width), network.acts[number].weight[:width])
-        wanted = conv(y + first, network.last, 4) + x
+        wanted = conv(y + first, network.last[ends.index(shape.last)], 4) + x
         found = network(x)
     torch.testing.assert_close(found, F.pixel_shuffle(wanted, 2), rtol=0, atol=1e-12)
     table = latencies()
@@ -102,25 +113,28 @@ def test_a_decided_supernet_is_the_network_of_its_shape(shape: SesrShape, skippe
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), budget=st.floats(2, 9))
 def test_the_choice_is_that_of_brute_force(seed: int, budget: float) -> None:
-    space = SesrSpace(((3, 3), (2, 2)), (2, 4), 2)
+    space = SesrSpace(((3, 3), (2, 2)), (2, 4), 2, ((3, 3), (1, 1)))
     table = latencies(seed, space)
     torch.manual_seed(seed)
     network = SesrSupernet(space, expansion=2, speed=1.0)
     with torch.no_grad():
-        for logits in (network.kernel_logits, network.keep_logits, network.width_logits):
-            logits.copy_(2 * torch.randn(logits.shape))
-    kernels, keeps, widths = (share.double().tolist() for share in network.choices())
+        for name, logits in network.named_parameters():
+            if name.endswith("_logits"):
+                logits.copy_(2 * torch.randn(logits.shape))
+    kernels, keeps, widths, firsts, lasts = (c.double().tolist() for c in network.choices())
     best, likely = None, -math.inf
-    for number, width in enumerate(space.widths):
-        for picks in itertools.product((None, *range(2)), repeat=space.blocks):
-            chosen = tuple(space.kernels[p] for p in picks if p is not None)
-            shape = SesrShape(chosen, width)
-            chance = math.log(widths[number]) + sum(
-                math.log(1 - keeps[i]) if p is None else math.log(keeps[i] * kernels[i][p])
-                for i, p in enumerate(picks)
-            )
-            if table.total(shape) <= budget and chance > likely:
-                best, likely = shape, chance
+    inner = itertools.product((None, *range(2)), repeat=space.blocks)
+    ends = itertools.product(range(2), repeat=2)
+    for picks, (enter, leave), number in itertools.product(list(inner), ends, range(2)):
+        width = space.widths[number]
+        chosen = tuple(space.kernels[p] for p in picks if p is not None)
+        shape = SesrShape(chosen, width, space.ends[enter], space.ends[leave])
+        chance = math.log(widths[number] * firsts[enter] * lasts[leave]) + sum(
+            math.log(1 - keeps[i]) if p is None else math.log(keeps[i] * kernels[i][p])
+            for i, p in enumerate(picks)
+        )
+        if table.total(shape) <= budget and chance > likely:
+            best, likely = shape, chance
     if best is None:
         with pytest.raises(BudgetError, match="below what can be reached"):
             choose_shape(network, table, budget)
@@ -149,6 +163,13 @@ def test_a_table_is_the_target_s_and_adds_up(tmp_path) -> None:
     for row in table.layers.values():
         assert 0 < row["2x2"] <= row["3x3"] <= row["5x5"]
     assert table.layers[8]["3x3"] < table.layers[16]["3x3"]
+    for part in (table.first, table.last):
+        assert part[16]["3x3"] == 0 < part[16]["5x5"]
+    small = SesrShape(((3, 3), (2, 2)), 16, (5, 5), (3, 3))
+    whole, _ = collapse(small.build(2, expansion=1).eval())
+    assert table.total(small) == pytest.approx(
+        estimate(whole, "npu-4tops", (1, 1, 270, 480)).latency_ms, rel=0.1
+    )
     assert table.total(M5) == pytest.approx(table.base_ms, rel=0.1)
     assert json.loads(table.json())["target"] == "npu-4tops"
     (tmp_path / "table.json").write_text(table.json())
@@ -156,7 +177,8 @@ def test_a_table_is_the_target_s_and_adds_up(tmp_path) -> None:
     assert again == table
     assert again.covers(space, "npu-4tops", (1, 1, 270, 480))
     assert not again.covers(space, "npu-4tops", (1, 1, 270, 481))
-    assert not again.covers(SesrSpace(((3, 1),), (8,), 2), "npu-4tops", (1, 1, 270, 480))
+    for other in (SesrSpace(((3, 1),), (8,)), SesrSpace(((3, 3),), (8,), ends=((1, 1),))):
+        assert not again.covers(other, "npu-4tops", (1, 1, 270, 480))
     (tmp_path / "table.json").write_text('{"target": 1}')
     with pytest.raises(UsageError, match="no latencies"):
         read_latencies(tmp_path / "table.json")
@@ -165,7 +187,14 @@ def test_a_table_is_the_target_s_and_adds_up(tmp_path) -> None:
 @pytest.mark.parametrize("act", ["prelu", "relu"])
 def test_even_and_asymmetric_kernels_collapse_and_look_as_far_as_they_say(act: str) -> None:
     network = create_model(
-        "sesr_nas", scale=2, kernels=((2, 2), (3, 1), (1, 4)), features=4, expansion=8, act=act
+        "sesr_nas",
+        scale=2,
+        kernels=((2, 2), (3, 1), (1, 4)),
+        features=4,
+        expansion=8,
+        act=act,
+        first_kernel=(1, 2),
+        last_kernel=(3, 3),
     ).double()
     x = torch.rand(1, 1, 21, 21, dtype=torch.float64, requires_grad=True)
     small, _ = collapse(network, probe=x.detach())
@@ -175,7 +204,7 @@ def test_even_and_asymmetric_kernels_collapse_and_look_as_far_as_they_say(act: s
     rows, columns = (x.grad[0, 0].abs() > 0).nonzero().T
     # The output pixel lies in input pixel 10.
     radius = int(torch.cat([(rows - 10).abs(), (columns - 10).abs()]).max())
-    assert radius <= network.receptive_radius == 4 + 1 + 1 + 2
+    assert radius <= network.receptive_radius == 1 + 1 + 1 + 2 + 1
 
 
 def test_values_that_cannot_be() -> None:
@@ -191,6 +220,8 @@ def test_values_that_cannot_be() -> None:
         (((3, 3),), (8, 8), 2),
         (((3, 3),), (0,), 2),
         (((3, 3),), (8,), 0),
+        (((3, 3),), (8,), 2, ()),
+        (((3, 3),), (8,), 2, ((3, 3), (3, 3))),
     ):
         with pytest.raises(UsageError):
             SesrSpace(*space)
@@ -254,6 +285,7 @@ def test_search_resume_and_train_what_was_found(tmp_path, monkeypatch) -> None:
     ("more", "said"),
     [
         (("--kernels", "3by3"), "--kernels"),
+        (("--ends", "3by3"), "--ends"),
         (("--input-size", "1,3,64,64"), "one luma picture"),
         (("--target", "abacus"), "unknown target"),
         (("--steps", "0"), "--steps 0"),

@@ -311,6 +311,9 @@ def sesr(
         str | None, typer.Option(help="To choose among, as 3x3,2x2,3x1 (height x width).")
     ] = None,
     widths: Annotated[str | None, typer.Option(help="Channels to choose among, as 8,16.")] = None,
+    ends: Annotated[
+        str | None, typer.Option(help="Of the first and the last layer, as 5x5,3x3.")
+    ] = None,
     blocks: Annotated[int, typer.Option(help="The most blocks.")] = 8,
     act: Annotated[str, typer.Option(help="Activation: prelu or relu.")] = "prelu",
     steps: Annotated[int, typer.Option(help="Steps of the search.")] = 4000,
@@ -342,9 +345,10 @@ def sesr(
         raise UsageError(f"--tile {tile}: HEIGHT,WIDTH, as 120,160")
     usual = SesrSpace()
     space = SesrSpace(
-        usual.kernels if kernels is None else _kernels(kernels),
+        usual.kernels if kernels is None else _kernels("--kernels", kernels),
         usual.widths if widths is None else tuple(read_size(widths)),
         blocks,
+        usual.ends if ends is None else _kernels("--ends", ends),
     )
     with progress("searching") as update:
         report = search_sesr(
@@ -367,11 +371,11 @@ def sesr(
     print_json(report.json()) if json else print(report.table())
 
 
-def _kernels(text: str) -> tuple[tuple[int, int], ...]:
+def _kernels(option: str, text: str) -> tuple[tuple[int, int], ...]:
     found = []
     for one in text.split(","):
         sides = one.strip().lower().split("x")
         if len(sides) != 2 or not all(side.isdigit() for side in sides):
-            raise UsageError(f"--kernels {text}: heights and widths, as 3x3,2x2,3x1")
+            raise UsageError(f"{option} {text}: heights and widths, as 3x3,2x2,3x1")
         found.append((int(sides[0]), int(sides[1])))
     return tuple(found)

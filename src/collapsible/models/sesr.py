@@ -79,7 +79,8 @@ class SESR(nn.Module):
     Maps [N, C, H, W] to [N, C, scale * H, scale * W] in [0, 1] (not clipped); C is 1 for
     ``colour="y"`` (BT.601 studio luma / 255) and 3 for ``"rgb"``. ``blocks`` is m and
     ``features`` f in the text above; ``kernels`` are the m blocks' (height, width) where they are
-    not all 3x3 (section 3.4: even and asymmetric ones); ``expansion`` is the paper's p. For the
+    not all 3x3 (section 3.4: even and asymmetric ones), ``first_kernel`` and ``last_kernel`` those
+    of the other two; ``expansion`` is the paper's p. For the
     paper's ablation ``block`` names another linear block (``blocks.linear_block``) for all layers,
     ``block_gain`` scales the first kernels of the m blocks, and each residual can be left out.
     Raises ``UsageError`` for values outside these.
@@ -99,9 +100,12 @@ class SESR(nn.Module):
         long_residual: bool = True,
         input_residual: bool = True,
         kernels: Sequence[Sequence[int]] | None = None,
+        first_kernel: Sequence[int] = (5, 5),
+        last_kernel: Sequence[int] = (5, 5),
         mode: Mode = "collapsed",
     ) -> None:
         super().__init__()
+        enter, leave = read_kernels([first_kernel, last_kernel])
         shapes = read_kernels([(3, 3)] * blocks if kernels is None else kernels)
         if len(shapes) != blocks:
             raise UsageError(f"{len(shapes)} kernels for {blocks} blocks: one a block")
@@ -115,16 +119,16 @@ class SESR(nn.Module):
         self.long_residual, self.input_residual = long_residual, input_residual
         channels = COLOUR_CHANNELS[colour]
         wide = partial(linear_block, block, expansion=expansion, mode=mode)
-        self.first = wide(channels, features, 5)
+        self.first = wide(channels, features, enter)
         self.blocks = nn.ModuleList(
             Bend(wide(features, features, shape, residual=True, gain=block_gain), features, act)
             for shape in shapes
         )
-        self.receptive_radius = 4 + sum(max(shape) // 2 for shape in shapes)
+        self.receptive_radius = sum(max(shape) // 2 for shape in (enter, *shapes, leave))
         """How far, in input pixels, an output looks: 2 + m + 2 where all kernels are 3x3."""
         # The last block starts small: with the input residual the untrained network is then
         # close to enlarging by nearest neighbour, and the first steps do not have to undo noise.
-        self.last = wide(features, channels * scale**2, 5, gain=0.1)
+        self.last = wide(features, channels * scale**2, leave, gain=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge [N, C, H, W] to [N, C, scale * H, scale * W]."""
@@ -241,6 +245,7 @@ def _frame(network: SESR) -> dict[str, object]:
         "colour": network.colour,
         "residuals": (network.long_residual, network.input_residual),
         "kernels": sorted({getattr(conv, "kernel_size", None) for conv in convs}, key=str),
+        "ends": [getattr(conv, "kernel_size", None) for conv in (network.first, network.last)],
         "activation": sorted({type(_bend(block).act).__name__ for block in network.blocks}),
     }
 

@@ -49,6 +49,8 @@ class SesrSearchReport:
 
     kernels: tuple[tuple[int, int], ...]
     features: int
+    first: tuple[int, int]
+    last: tuple[int, int]
     scale: int
     target: str
     input_size: tuple[int, ...]
@@ -65,7 +67,7 @@ class SesrSearchReport:
 
     @property
     def shape(self) -> SesrShape:
-        return SesrShape(self.kernels, self.features)
+        return SesrShape(self.kernels, self.features, self.first, self.last)
 
     def json(self) -> str:
         """The report as a JSON object."""
@@ -199,10 +201,7 @@ def _found_recipe(shape: SesrShape, scale: int, act: str, steps: int) -> Recipe:
     """The shipped recipe of M5, with the found network."""
     from collapsible.training.recipes import read_recipe
 
-    options: dict[str, Any] = {
-        "kernels": [list(kernel) for kernel in shape.kernels],
-        "features": shape.features,
-    }
+    options = {name: json.loads(json.dumps(value)) for name, value in shape.options.items()}
     if act != "prelu":
         options["act"] = act
     return replace(
@@ -231,16 +230,21 @@ def _report(
     )
     whole = estimate(deployed, target, size, tile=tile, legalise=target.kind == "vela")
     counts, base_counts = cost(deployed, size), cost(base, size)
-    kernels, keeps, widths = (share.tolist() for share in network.choices())
+    kernels, keeps, widths, first, last = (share.tolist() for share in network.choices())
     names = [kernel_name(kernel) for kernel in network.space.kernels]
+    ends = [kernel_name(kernel) for kernel in network.space.ends]
     choices = {
         "kernels": [dict(zip(names, row, strict=True)) for row in kernels],
         "keep": keeps,
         "widths": dict(zip(map(str, network.space.widths), widths, strict=True)),
+        "first": dict(zip(ends, first, strict=True)),
+        "last": dict(zip(ends, last, strict=True)),
     }
     return SesrSearchReport(
         kernels=shape.kernels,
         features=shape.features,
+        first=shape.first,
+        last=shape.last,
         scale=scale,
         target=target.name,
         input_size=size,

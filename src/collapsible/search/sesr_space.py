@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from collapsible.models import create_model
 from collapsible.models.sesr import read_kernels
 
 SKIP = "skip"
-# A layer's time is the difference of two networks, this many layers apart.
-FEW, MANY = 1, 4
+# A layer's time is the difference of two networks of so many layers, over the layers between.
+FEW, MANY = 1, 7
+ROUNDS = 3
 MOST_BLOCKS = 32
 
 
@@ -37,20 +38,23 @@ def kernel_name(kernel: tuple[int, int]) -> str:
 class SesrSpace:
     """Kernels (height, width) for each block, or none at all there; one width for all blocks.
 
+    ``ends`` are the kernels of the first and the last layer, which are always there.
     Raises ``UsageError`` for an empty or impossible list, or one value twice.
     """
 
     kernels: tuple[tuple[int, int], ...] = ((3, 3), (2, 2), (3, 2), (2, 3), (3, 1), (1, 3), (5, 5))
     widths: tuple[int, ...] = (8, 12, 16, 20, 24)
     blocks: int = 8
+    ends: tuple[tuple[int, int], ...] = ((5, 5), (3, 3))
 
     def __post_init__(self) -> None:
         read_kernels(self.kernels)
-        lists: tuple[Sequence[Any], ...] = (self.kernels, self.widths)
+        read_kernels(self.ends)
+        lists: tuple[Sequence[Any], ...] = (self.kernels, self.widths, self.ends)
         if any(not one or len(set(one)) < len(one) for one in lists) or min(self.widths) < 1:
             raise UsageError(
-                f"kernels {self.kernels} and widths {self.widths}: at least one of each, from 1, "
-                "none twice"
+                f"kernels {self.kernels}, widths {self.widths} and ends {self.ends}: at least one "
+                "of each, from 1, none twice"
             )
         if not 1 <= self.blocks <= MOST_BLOCKS:
             raise UsageError(f"blocks={self.blocks}: 1 to {MOST_BLOCKS} are accepted")
@@ -62,15 +66,27 @@ class SesrShape:
 
     kernels: tuple[tuple[int, int], ...]
     features: int
+    first: tuple[int, int] = (5, 5)
+    last: tuple[int, int] = (5, 5)
 
     def __str__(self) -> str:
-        return f"{self.features} channels, {' '.join(map(kernel_name, self.kernels))}"
+        inner = " ".join(map(kernel_name, self.kernels))
+        ends = f"{kernel_name(self.first)} first and {kernel_name(self.last)} last"
+        return f"{self.features} channels, {inner}, {ends}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What ``sesr_nas`` takes to be this shape."""
+        return {
+            "kernels": self.kernels,
+            "features": self.features,
+            "first_kernel": self.first,
+            "last_kernel": self.last,
+        }
 
     def build(self, scale: int, **options: Any) -> nn.Module:
         """The network, newly drawn."""
-        return create_model(
-            "sesr_nas", scale=scale, kernels=self.kernels, features=self.features, **options
-        )
+        return create_model("sesr_nas", scale=scale, **self.options, **options)
 
 
 M5 = SesrShape(((3, 3),) * 5, 16)
@@ -78,20 +94,26 @@ M5 = SesrShape(((3, 3),) * 5, 16)
 
 @dataclass(frozen=True)
 class SesrLatencies:
-    """Milliseconds of a run on a target: ``layers[width][kernel]`` of one block, by name, and
-    ``ends[width]`` of all the rest. ``base_ms`` is M5's, measured or estimated whole."""
+    """Milliseconds of a run on a target: ``layers[width][kernel]`` of one block, by name,
+    ``first[width][kernel]`` and ``last[width][kernel]`` of those layers above the quickest kernel
+    there, and ``rest[width]`` of all else. ``base_ms`` is M5's, measured or estimated whole."""
 
     target: str
     input_size: tuple[int, ...]
     source: str
     base_ms: float
-    ends: dict[int, float]
+    rest: dict[int, float]
     layers: dict[int, dict[str, float]]
+    first: dict[int, dict[str, float]]
+    last: dict[int, dict[str, float]]
 
     def total(self, shape: SesrShape) -> float:
         """The sum of a shape's parts."""
-        layers = self.layers[shape.features]
-        return self.ends[shape.features] + sum(layers[kernel_name(k)] for k in shape.kernels)
+        width = shape.features
+        ends = self.first[width][kernel_name(shape.first)]
+        ends += self.last[width][kernel_name(shape.last)]
+        layers = sum(self.layers[width][kernel_name(kernel)] for kernel in shape.kernels)
+        return self.rest[width] + ends + layers
 
     def json(self) -> str:
         """The table as a JSON object."""
@@ -99,9 +121,13 @@ class SesrLatencies:
 
     def covers(self, space: SesrSpace, target: str, input_size: Sequence[int]) -> bool:
         """Whether it has all that a search of a space needs."""
-        names = set(map(kernel_name, space.kernels))
+        tables = ((self.layers, space.kernels), (self.first, space.ends), (self.last, space.ends))
         same = self.target == target and tuple(self.input_size) == tuple(input_size)
-        return same and all(names <= set(self.layers.get(width, {})) for width in space.widths)
+        return same and all(
+            set(map(kernel_name, kernels)) <= set(table.get(width, {}))
+            for table, kernels in tables
+            for width in space.widths
+        )
 
 
 def read_latencies(path: Path) -> SesrLatencies:
@@ -110,7 +136,7 @@ def read_latencies(path: Path) -> SesrLatencies:
         record = json.loads(path.read_text(encoding="utf-8"))
         numbers = {
             name: {int(width): value for width, value in record[name].items()}
-            for name in ("ends", "layers")
+            for name in ("rest", "layers", "first", "last")
         }
         return SesrLatencies(**{**record, **numbers, "input_size": tuple(record["input_size"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -129,28 +155,67 @@ def measure_shapes(
 ) -> SesrLatencies:
     """Estimate, or on ``host`` measure, every kernel at every width, collapsed.
 
-    A block's time is a third of the difference between networks of four such blocks and of one.
-    Nothing is below 0, whatever the clock says. Raises what ``estimate`` raises, and
-    ``CollapsibleError`` where the target does not run a network of the space.
+    A block's time is the slope from networks of one such block to networks of ``MANY``; what
+    another first or last kernel costs is the difference in a network of one block. On ``host``
+    every network is measured in ``ROUNDS`` rounds, and the least of its medians counts: other work
+    on a machine only ever adds to a time. Nothing is below 0, whatever the clock says. Raises what
+    ``estimate`` raises, and ``CollapsibleError`` where the target does not run a network of the
+    space.
     """
     target = find_target(target)
     size = tuple(input_size)
-    jobs = list(itertools.product(space.widths, space.kernels))
-    ends: dict[int, list[float]] = {width: [] for width in space.widths}
-    layers: dict[int, dict[str, float]] = {width: {} for width in space.widths}
-    base, source = _latency(M5, target, size, scale, tile, act)
-    for done, (width, kernel) in enumerate(jobs, start=1):
-        few, many = (
-            _latency(SesrShape((kernel,) * count, width), target, size, scale, tile, act)[0]
-            for count in (FEW, MANY)
-        )
-        layer = max(0.0, (many - few) / (MANY - FEW))
-        layers[width][kernel_name(kernel)] = layer
-        ends[width].append(max(0.0, few - FEW * layer))
+    usual = space.ends[0]
+
+    def plain(width: int) -> SesrShape:
+        return SesrShape((space.kernels[0],), width, usual, usual)
+
+    def inner(width: int, kernel: tuple[int, int], count: int) -> SesrShape:
+        return replace(plain(width), kernels=(kernel,) * count)
+
+    wanted = {M5: math.inf}
+    for width in space.widths:
+        for kernel, count in itertools.product(space.kernels, (FEW, MANY)):
+            wanted[inner(width, kernel, count)] = math.inf
+        for kernel in space.ends:
+            wanted[replace(plain(width), first=kernel)] = math.inf
+            wanted[replace(plain(width), last=kernel)] = math.inf
+    rounds, source, done = ROUNDS if target.kind == "host" else 1, "", 0
+    for _, shape in itertools.product(range(rounds), list(wanted)):
+        time, what = _latency(shape, target, size, scale, tile, act)
+        wanted[shape], done = min(wanted[shape], time), done + 1
+        source = what if shape == M5 else source
         if on_done is not None:
-            on_done(done, len(jobs))
-    means = {width: math.fsum(values) / len(values) for width, values in ends.items()}
-    return SesrLatencies(target.name, size, source, base, means, layers)
+            on_done(done, rounds * len(wanted))
+    layers: dict[int, dict[str, float]] = {}
+    first: dict[int, dict[str, float]] = {}
+    last: dict[int, dict[str, float]] = {}
+    rest: dict[int, float] = {}
+    for width in space.widths:
+        pairs = {
+            kernel_name(kernel): tuple(wanted[inner(width, kernel, n)] for n in (FEW, MANY))
+            for kernel in space.kernels
+        }
+        layers[width] = {
+            name: max(0.0, (many - few) / (MANY - FEW)) for name, (few, many) in pairs.items()
+        }
+        first[width], last[width] = (
+            _above_least(
+                {
+                    kernel_name(kernel): wanted[replace(plain(width), **{end: kernel})]
+                    for kernel in space.ends
+                }
+            )
+            for end in ("first", "last")
+        )
+        without = [few - FEW * layers[width][name] for name, (few, _) in pairs.items()]
+        ends = first[width][kernel_name(usual)] + last[width][kernel_name(usual)]
+        rest[width] = max(0.0, math.fsum(without) / len(without) - ends)
+    return SesrLatencies(target.name, size, source, wanted[M5], rest, layers, first, last)
+
+
+def _above_least(times: dict[str, float]) -> dict[str, float]:
+    least = min(times.values())
+    return {name: time - least for name, time in times.items()}
 
 
 def _latency(

@@ -9,6 +9,8 @@ input (DARTS, arXiv 1806.09055; masks over shared channels: FBNetV2, arXiv 2004.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,17 @@ from collapsible.errors import BudgetError
 from collapsible.search.selection import Option, select
 from collapsible.search.sesr_space import SKIP, SesrLatencies, SesrShape, SesrSpace, kernel_name
 from collapsible.training.loop import Task
+
+
+class Choices(NamedTuple):
+    """Probabilities of kernels [blocks, kernels], of blocks being there [blocks], of widths
+    [widths], and of the kernels of the first and the last layer [ends] each."""
+
+    kernels: Tensor
+    keeps: Tensor
+    widths: Tensor
+    first: Tensor
+    last: Tensor
 
 
 class SesrSupernet(nn.Module):
@@ -35,12 +48,10 @@ class SesrSupernet(nn.Module):
         super().__init__()
         self.space, self.scale, self.speed = space, scale, speed
         widest = max(space.widths)
-        # Room for every kernel at its place.
-        paddings = [same_padding(kernel) for kernel in space.kernels]
-        reach = [max(p[side] for p in paddings) for side in range(4)]
-        left, right, top, bottom = reach
-        self.size = (2 * max(top, bottom) + 1, 2 * max(left, right) + 1)
-        self.first = CollapsibleConv2d(1, widest, 5, expansion=expansion)
+        self.size, self.end_size = room(space.kernels), room(space.ends)
+        self.first = nn.ModuleList(
+            CollapsibleConv2d(1, widest, kernel, expansion=expansion) for kernel in space.ends
+        )
         self.blocks = nn.ModuleList(
             nn.ModuleList(
                 CollapsibleConv2d(widest, widest, kernel, expansion=expansion, residual=True)
@@ -49,50 +60,69 @@ class SesrSupernet(nn.Module):
             for _ in range(space.blocks)
         )
         self.acts = nn.ModuleList(FastPReLU(widest) for _ in range(space.blocks))
-        self.last = CollapsibleConv2d(widest, scale**2, 5, expansion=expansion, gain=0.1)
+        self.last = nn.ModuleList(
+            CollapsibleConv2d(widest, scale**2, kernel, expansion=expansion, gain=0.1)
+            for kernel in space.ends
+        )
         self.kernel_logits = nn.Parameter(torch.zeros(space.blocks, len(space.kernels)))
         # Blocks are there at first: 0.88.
         self.keep_logits = nn.Parameter(torch.full((space.blocks,), 2.0 / speed))
         self.width_logits = nn.Parameter(torch.zeros(len(space.widths)))
+        self.first_logits = nn.Parameter(torch.zeros(len(space.ends)))
+        self.last_logits = nn.Parameter(torch.zeros(len(space.ends)))
         steps = [[float(channel < width) for channel in range(widest)] for width in space.widths]
         self.masks: Tensor
         self.register_buffer("masks", torch.tensor(steps), persistent=False)
 
     @property
     def receptive_radius(self) -> int:
-        """How far an output looks with the largest kernel in every block."""
-        return 4 + self.space.blocks * (max(self.size) // 2)
+        """How far an output looks with the largest kernel everywhere."""
+        return 2 * (max(self.end_size) // 2) + self.space.blocks * (max(self.size) // 2)
 
     def _fast(self, logits: Tensor) -> Tensor:
         # The factor acts on the value alone: clipping by the norm of all gradients sees it else.
         return self.speed * logits.detach() + (logits - logits.detach())
 
-    def choices(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities of kernels [blocks, kernels], of being there [blocks], of widths."""
-        return (
+    def choices(self) -> Choices:
+        """What the network has learned to choose so far."""
+        return Choices(
             self._fast(self.kernel_logits).softmax(1),
             self._fast(self.keep_logits).sigmoid(),
             self._fast(self.width_logits).softmax(0),
+            self._fast(self.first_logits).softmax(0),
+            self._fast(self.last_logits).softmax(0),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        kernels, keeps, widths = self.choices()
-        mask = (widths @ self.masks)[None, :, None, None]
-        y = first = self.first(x) * mask
-        top, left = self.size[0] // 2, self.size[1] // 2
+        choices = self.choices()
+        mask = (choices.widths @ self.masks)[None, :, None, None]
+        y = first = mixed_conv2d(x, self.first, choices.first, self.end_size) * mask
         for number, (layers, act) in enumerate(zip(self.blocks, self.acts, strict=True)):
-            parts = [layer.kernel_and_bias() for layer in layers]  # pyright: ignore
-            kernel = sum(
-                share * pad_kernel(part, self.size)
-                for share, (part, _) in zip(kernels[number], parts, strict=True)
-            )
-            bias = sum(share * b for share, (_, b) in zip(kernels[number], parts, strict=True))
-            assert isinstance(kernel, Tensor)
-            assert isinstance(bias, Tensor)
-            z = act(F.conv2d(y, kernel, bias, padding=(top, left))) * mask
-            y = y + keeps[number] * (z - y)
-        y = self.last(y + first) + x.repeat_interleave(self.scale**2, dim=1)
-        return F.pixel_shuffle(y, self.scale)
+            assert isinstance(layers, nn.ModuleList)
+            z = act(mixed_conv2d(y, layers, choices.kernels[number], self.size)) * mask
+            y = y + choices.keeps[number] * (z - y)
+        y = mixed_conv2d(y + first, self.last, choices.last, self.end_size)
+        return F.pixel_shuffle(y + x.repeat_interleave(self.scale**2, dim=1), self.scale)
+
+
+def room(kernels: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The least odd height and width in which every kernel finds its place."""
+    left, right, top, bottom = map(max, zip(*map(same_padding, kernels), strict=True))
+    return 2 * max(top, bottom) + 1, 2 * max(left, right) + 1
+
+
+def mixed_conv2d(
+    x: Tensor, layers: Iterable[nn.Module], shares: Tensor, size: tuple[int, int]
+) -> Tensor:
+    """Convolve with the mixture of the layers' kernels, each with its share, in one of ``size``."""
+    kernel, bias = x.new_zeros(()), x.new_zeros(())
+    for share, layer in zip(shares, layers, strict=True):
+        assert isinstance(layer, CollapsibleConv2d)
+        part, offset = layer.kernel_and_bias()
+        assert offset is not None
+        kernel = kernel + share * pad_kernel(part, size)
+        bias = bias + share * offset
+    return F.conv2d(x, kernel, bias, padding=(size[0] // 2, size[1] // 2))
 
 
 class ShapePressure:
@@ -116,21 +146,25 @@ class ShapePressure:
         space = network.space
         names = [kernel_name(kernel) for kernel in space.kernels]
         self.layers = torch.tensor([[table.layers[w][n] for n in names] for w in space.widths])
-        self.ends = torch.tensor([table.ends[width] for width in space.widths])
+        self.rest = torch.tensor([table.rest[width] for width in space.widths])
+        ends = [kernel_name(kernel) for kernel in space.ends]
+        self.first = torch.tensor([[table.first[w][n] for n in ends] for w in space.widths])
+        self.last = torch.tensor([[table.last[w][n] for n in ends] for w in space.widths])
 
     def expected_ms(self) -> Tensor:
         """The latency of the mixture, a number."""
-        kernels, keeps, widths = self.network.choices()
-        each = (keeps[:, None] * kernels).sum(0) @ self.layers.to(kernels).T
-        return widths @ (self.ends.to(kernels) + each)
+        now = self.network.choices()
+        each = (now.keeps[:, None] * now.kernels).sum(0) @ self.layers.to(now.kernels).T
+        ends = now.first @ self.first.to(now.first).T + now.last @ self.last.to(now.last).T
+        return now.widths @ (self.rest.to(each) + each + ends)
 
     def __call__(self, progress: Tensor) -> Tensor:
-        kernels, keeps, widths = self.network.choices()
+        now = self.network.choices()
         over = (self.expected_ms() / self.budget_ms - 1).clamp_min(0)
         entropies = [
-            _entropy(kernels).mean(),
-            _entropy(torch.stack([keeps, 1 - keeps], 1)).mean(),
-            _entropy(widths[None]).mean(),
+            _entropy(now.kernels).mean(),
+            _entropy(torch.stack([now.keeps, 1 - now.keeps], 1)).mean(),
+            *(_entropy(shares[None]).mean() for shares in (now.widths, now.first, now.last)),
         ]
         return self.weight * over + self.decision * progress * sum(entropies) / len(entropies)
 
@@ -166,7 +200,7 @@ def choose_shape(network: SesrSupernet, table: SesrLatencies, budget_ms: float) 
 
     Raises ``BudgetError`` with the least latency where none is.
     """
-    kernels, keeps, widths = (share.double().clamp(1e-9, 1) for share in network.choices())
+    kernels, keeps, widths, *ends = (share.double().clamp(1e-9, 1) for share in network.choices())
     space, best, least = network.space, None, math.inf
     for number, width in enumerate(space.widths):
         times = table.layers[width]
@@ -180,10 +214,17 @@ def choose_shape(network: SesrSupernet, table: SesrLatencies, budget_ms: float) 
             ]
             for row, keep in zip(kernels, keeps.tolist(), strict=True)
         ]
+        blocks += [
+            [
+                Option(kernel_name(kernel), part[width][kernel_name(kernel)], -math.log(share))
+                for kernel, share in zip(space.ends, shares.tolist(), strict=True)
+            ]
+            for part, shares in zip((table.first, table.last), ends, strict=True)
+        ]
         try:
-            found = select(blocks, budget_ms, table.ends[width])
+            found = select(blocks, budget_ms, table.rest[width])
         except BudgetError:
-            least = min(least, table.ends[width])
+            least = min(least, table.rest[width])
             continue
         loss = found.loss - math.log(float(widths[number]))
         if best is None or loss < best[0]:
@@ -193,13 +234,13 @@ def choose_shape(network: SesrSupernet, table: SesrLatencies, budget_ms: float) 
             f"a budget of {budget_ms:.4g} ms is below what can be reached: the least is "
             f"{least:.4g} ms, without any block"
         )
-    _, width, forms = best
-    named = {kernel_name(kernel): kernel for kernel in space.kernels}
-    chosen = tuple(named[form] for form in forms if form != SKIP)
+    _, width, (*inner, first, last) = best
+    named = {kernel_name(kernel): kernel for kernel in (*space.kernels, *space.ends)}
+    chosen = tuple(named[form] for form in inner if form != SKIP)
     if not chosen:
         # A network of no blocks has no bend at all: the cheapest block that there is.
         chosen = (min(space.kernels, key=lambda kernel: table.layers[width][kernel_name(kernel)]),)
-    shape = SesrShape(chosen, width)
+    shape = SesrShape(chosen, width, named[first], named[last])
     if table.total(shape) > budget_ms * (1 + 1e-9):
         raise BudgetError(
             f"a budget of {budget_ms:.4g} ms is below what can be reached: the least with a block "
