@@ -70,7 +70,9 @@ def main() -> None:
                 mine.lerp_(theirs, 0.5)
     facts = json.loads(sorted(given.run.glob("step-*"))[-1].joinpath("facts.json").read_text())
     followed = json.loads(facts["recipe"])
-    if followed["name"] != recipe.name or facts["step"] != recipe.steps:
+    # The run's own number of steps: ``train --steps`` may have given another than the recipe's.
+    steps = followed["steps"]
+    if followed["name"] != recipe.name or facts["step"] != steps:
         raise SystemExit(f"{given.run} did not follow {recipe.name} to its end: {facts['step']}")
     mean = ", mean of start and end" if given.mean_with else ""
     start = f", started from {given.started_from}" if given.started_from else ""
@@ -80,7 +82,7 @@ def main() -> None:
         scale=spec.scale,
         options={k: v for k, v in spec.options.items() if k not in TRAINING_OPTIONS},
         training_data=TRAINED_ON + (f", {given.also}" if given.also else "") + TERMS,
-        recipe=f"{recipe.name}: {recipe.steps:,} steps{start}{mean}",
+        recipe=f"{recipe.name}: {steps:,} steps{start}{mean}",
         protocol=PROTOCOL,
         licence=LICENCE,
         half=given.half,

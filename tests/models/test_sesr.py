@@ -21,6 +21,8 @@ PUBLISHED = [
     ("sesr_m7", 2, "y", 18_128),
     ("sesr_m11", 2, "y", 27_344),
     ("sesr_xl", 2, "y", 105_376),
+    # Ours: 9 * 16 + 12 * 3 * 256 + 9 * 64.
+    ("sesr_cpu", 2, "y", 9_936),
     ("sesr_m3", 4, "y", 13_712),
     ("sesr_m5", 4, "y", 18_320),
     ("sesr_m2", 2, "rgb", 10_608),
@@ -209,7 +211,8 @@ def test_what_cannot_start_from_another_depth_is_said():
     m5 = create_model("sesr_m5")
     with pytest.raises(UsageError, match="cannot start from one of 5"):
         m5.start_from_depth(create_model("sesr_m5"))
-    for other in (create_model("sesr_m3", scale=3), create_model("sesr_m3", act="relu")):
+    others = ({"scale": 3}, {"act": "relu"}, {"first_kernel": (3, 3)}, {"last_kernel": (3, 3)})
+    for other in (create_model("sesr_m3", **options) for options in others):
         with pytest.raises(UsageError, match="cannot start from"):
             m5.start_from_depth(other)
     branched = create_model("sesr_m3", block="repvgg")
@@ -217,6 +220,12 @@ def test_what_cannot_start_from_another_depth_is_said():
         m5.start_from_depth(branched)
     with pytest.raises(UsageError, match="only SESR's own blocks"):
         create_model("sesr_m5", block="repvgg").start_from_depth(branched)
+    tall, wide = (
+        create_model("sesr_nas", kernels=kernels, expansion=4)
+        for kernels in (((3, 1), (1, 3)), ((1, 3), (3, 1), (1, 3)))
+    )
+    with pytest.raises(UsageError, match=r"block 0 has kernels of \(3, 1\)"):
+        tall.start_from_depth(wide)
     relu3, relu5 = (create_model(name, act="relu") for name in ("sesr_m3", "sesr_m5"))
     with pytest.raises(UsageError, match="only blocks with PReLU"):
         relu5.start_from_depth(relu3)

@@ -317,7 +317,7 @@ def sesr(
     blocks: Annotated[int, typer.Option(help="The most blocks.")] = 8,
     act: Annotated[str, typer.Option(help="Activation: prelu or relu.")] = "prelu",
     steps: Annotated[int, typer.Option(help="Steps of the search.")] = 4000,
-    train_steps: Annotated[int, typer.Option(help="Steps that found.toml trains.")] = 26_000,
+    train_steps: Annotated[int, typer.Option(help="Steps that found.toml trains.")] = 16_000,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/sesr-search"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads (default: all).")] = None,

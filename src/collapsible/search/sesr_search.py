@@ -30,6 +30,7 @@ from collapsible.search.sesr_space import (
     kernel_name,
     measure_shapes,
     read_latencies,
+    rounds_of,
 )
 from collapsible.search.sesr_supernet import SesrSupernet, ShapePressure, ShapeTask, choose_shape
 from collapsible.training.loop import start_fabric, train
@@ -118,7 +119,7 @@ def search_sesr(
     act: str = "prelu",
     space: SesrSpace | None = None,
     recipe: Recipe | None = None,
-    train_steps: int = 26_000,
+    train_steps: int = 16_000,
     folder: str | Path = "runs/sesr-search",
     resume: bool = False,
     fabric: Fabric | None = None,
@@ -198,14 +199,14 @@ def search_sesr(
 
 
 def _found_recipe(shape: SesrShape, scale: int, act: str, steps: int) -> Recipe:
-    """The shipped recipe of M5, with the found network."""
+    """The recipe by which SOAP trains M5 in its small form, with the found network."""
     from collapsible.training.recipes import read_recipe
 
-    options = {name: json.loads(json.dumps(value)) for name, value in shape.options.items()}
+    options = {**shape.options, "block": "narrow"}
     if act != "prelu":
         options["act"] = act
     return replace(
-        read_recipe("sesr-m5-x2"),
+        read_recipe("sesr-m5-x2-soap"),
         name=f"sesr-found-x{scale}",
         about=f"Found by collapsible search sesr: {shape}.",
         steps=steps,
@@ -228,7 +229,13 @@ def _report(
     deployed, base = (
         collapse(one.build(scale, expansion=1, act=act).eval())[0] for one in (shape, M5)
     )
-    whole = estimate(deployed, target, size, tile=tile, legalise=target.kind == "vela")
+    whole = min(
+        (
+            estimate(deployed, target, size, tile=tile, legalise=target.kind == "vela")
+            for _ in range(rounds_of(target))
+        ),
+        key=lambda one: one.latency_ms or 0.0,
+    )
     counts, base_counts = cost(deployed, size), cost(base, size)
     kernels, keeps, widths, first, last = (share.tolist() for share in network.choices())
     names = [kernel_name(kernel) for kernel in network.space.kernels]

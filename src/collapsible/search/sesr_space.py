@@ -179,7 +179,7 @@ def measure_shapes(
         for kernel in space.ends:
             wanted[replace(plain(width), first=kernel)] = math.inf
             wanted[replace(plain(width), last=kernel)] = math.inf
-    rounds, source, done = ROUNDS if target.kind == "host" else 1, "", 0
+    rounds, source, done = rounds_of(target), "", 0
     for _, shape in itertools.product(range(rounds), list(wanted)):
         time, what = _latency(shape, target, size, scale, tile, act)
         wanted[shape], done = min(wanted[shape], time), done + 1
@@ -211,6 +211,11 @@ def measure_shapes(
         ends = first[width][kernel_name(usual)] + last[width][kernel_name(usual)]
         rest[width] = max(0.0, math.fsum(without) / len(without) - ends)
     return SesrLatencies(target.name, size, source, wanted[M5], rest, layers, first, last)
+
+
+def rounds_of(target: Target) -> int:
+    """How many times a network is asked for: once where the answer is an estimate."""
+    return ROUNDS if target.kind == "host" else 1
 
 
 def _above_least(times: dict[str, float]) -> dict[str, float]:
