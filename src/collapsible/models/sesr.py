@@ -124,7 +124,9 @@ class SESR(nn.Module):
             Bend(wide(features, features, shape, residual=True, gain=block_gain), features, act)
             for shape in shapes
         )
-        self.receptive_radius = sum(max(shape) // 2 for shape in (enter, *shapes, leave))
+        self.receptive_radius = max(
+            sum(shape[axis] // 2 for shape in (enter, *shapes, leave)) for axis in (0, 1)
+        )
         """How far, in input pixels, an output looks: 2 + m + 2 where all kernels are 3x3."""
         # The last block starts small: with the input residual the untrained network is then
         # close to enlarging by nearest neighbour, and the first steps do not have to undo noise.
