@@ -1,12 +1,19 @@
-"""RAN-i's printed tables have the figures of docs/results, and each file says how it was made."""
+"""Printed tables have the figures of docs/results, and each file says how it was made.
+
+RAN-e's are in test_docs_ran_e.py.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from collapsible.models import create_model
+from collapsible.weights import list_cards
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FILES = {
@@ -16,6 +23,7 @@ FILES = {
     "ran-small-scale-cifar10": "ran/small-scale --full --data cifar10jpg",
     "ran-detection": "ran/detection --full --data BCCD",
 }
+SETS = ("Set5", "Set14", "B100")
 TIMES = ("torch-1", "torch-8", "openvino-fp32-1", "openvino-fp32-8")
 
 
@@ -33,6 +41,45 @@ def lines(page: str) -> list[list[str]]:
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_says_what_made_it(name):
     assert load(name)["command"] == f"collapsible reproduce {FILES[name]}"
+
+
+def test_shipped_networks_in_training_are_their_cards():
+    """Rows of "sesr-m5 x2 ...": three figures of the float network, then of the int8 one."""
+    cards = {f"{card.architecture.replace('_', '-')} x{card.scale}": card for card in list_cards()}
+    seen = set()
+    for name, *cells in lines("training.md"):
+        model = " ".join(name.split()[:2]).rstrip(",")
+        figures = [cell for cell in cells if re.fullmatch(r"\d\d\.\d{3}", cell)]
+        if model not in cards or len(figures) < 3:
+            continue
+        kinds = (cards[model].metrics, cards[model].metrics_int8)
+        wanted = [f"{kind[one]['psnr']:.3f}" for kind in kinds for one in SETS if kind]
+        assert figures == wanted[: len(figures)], name
+        seen.add(model)
+    assert seen == set(cards)
+
+
+def test_what_the_search_for_sesr_measured():
+    record = load("sesr-search")
+    assert record["command"].startswith("collapsible search sesr --data sr/train")
+    text = " ".join((DOCS / "training.md").read_text(encoding="utf-8").split())
+    layers = record["latency"]["layers"]["16"]
+    listed = ", ".join(
+        f"{name} {layers[name]:.2f}" for name in sorted(layers, key=layers.get)[::-1]
+    )
+    assert listed in text
+    last, first = (record["latency"][end]["16"]["5x5"] for end in ("last", "first"))
+    assert f"takes {last:.2f} more than one of 3x3, a first one {first:.2f}" in text
+    found = create_model("sesr_cpu")
+    kernels = [list(block.conv.kernel_size) for block in found.blocks]
+    report = record["report"]
+    assert kernels == report["kernels"]
+    assert [list(found.first.kernel_size), list(found.last.kernel_size)] == [
+        report["first"],
+        report["last"],
+    ]
+    drawn = " ".join(f"{high}x{wide}" for high, wide in kernels)
+    assert f"3x3 | {drawn} | 3x3" in text
 
 
 def test_correlations():
