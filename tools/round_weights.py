@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ship_weights import measure
 
-from collapsible.deploy import ship
-from collapsible.imaging import atomic_write
+from collapsible.deploy import ship, write_card
 from collapsible.models import create_model
 from collapsible.weights import find_card
 
@@ -33,8 +32,7 @@ def main() -> None:
     sums = {**card.sha256, **rounded.sha256}
     figures = measure(card.architecture, given.sets, card.scale, "fp32")
     card = replace(card, sha256=sums, metrics=figures)
-    with atomic_write(card.path) as stream:
-        stream.write(card.to_json().encode())
+    write_card(card)
 
 
 if __name__ == "__main__":

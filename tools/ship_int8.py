@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ship_weights import SETS, measure
 
+from collapsible.deploy import write_card
 from collapsible.imaging import atomic_write
 from collapsible.weights import find_card, sha256
 
@@ -39,8 +40,7 @@ def main() -> None:
     sums = {**card.sha256, "int8": sha256(card.int8_path)}
     recipe = f"{card.recipe.partition('; int8')[0]}; int8: {given.how}"
     card = replace(card, sha256=sums, metrics_int8=figures, recipe=recipe)
-    with atomic_write(card.path) as stream:
-        stream.write(card.to_json().encode())
+    write_card(card)
 
 
 if __name__ == "__main__":

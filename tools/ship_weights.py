@@ -17,13 +17,12 @@ from pathlib import Path
 
 import torch
 
-from collapsible.deploy import ship
+from collapsible.deploy import ship, write_card
 from collapsible.deploy.samples import read_crops
 from collapsible.evaluation import PROTOCOL, evaluate
-from collapsible.imaging import atomic_write
 from collapsible.models import create_model
 from collapsible.training import read_recipe
-from collapsible.weights import FOLDER, normalise_name
+from collapsible.weights import normalise_name
 
 SETS = ("Set5", "Set14", "B100")
 # Of how it is trained; nothing of them is left once it is collapsed.
@@ -93,8 +92,7 @@ def main() -> None:
     if card.has_int8:
         figures = measure(spec.name, given.sets, spec.scale, "int8")
         card = replace(card, metrics_int8=figures)
-    with atomic_write(FOLDER / f"{card.stem}.json") as stream:
-        stream.write(card.to_json().encode())
+    write_card(card)
 
 
 if __name__ == "__main__":

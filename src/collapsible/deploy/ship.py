@@ -81,9 +81,17 @@ def ship(
         save_graph(quantised, draft.int8_path)
         sums["int8"] = sha256(draft.int8_path)
     card = replace(draft, sha256=sums)
+    write_card(card)
+    return card
+
+
+def write_card(card: Card) -> None:
+    """Write a card where it belongs, whole or not at all.
+
+    Raises ``PictureError`` where the folder cannot be written.
+    """
     with atomic_write(card.path) as stream:
         stream.write(card.to_json().encode())
-    return card
 
 
 def count_weights(network: nn.Module) -> int:

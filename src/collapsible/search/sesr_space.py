@@ -165,62 +165,51 @@ def measure_shapes(
     target = find_target(target)
     size = tuple(input_size)
     usual = space.ends[0]
-
-    def plain(width: int) -> SesrShape:
-        return SesrShape((space.kernels[0],), width, usual, usual)
-
-    def inner(width: int, kernel: tuple[int, int], count: int) -> SesrShape:
-        return replace(plain(width), kernels=(kernel,) * count)
-
-    wanted = {M5: math.inf}
-    for width in space.widths:
-        for kernel, count in itertools.product(space.kernels, (FEW, MANY)):
-            wanted[inner(width, kernel, count)] = math.inf
-        for kernel in space.ends:
-            wanted[replace(plain(width), first=kernel)] = math.inf
-            wanted[replace(plain(width), last=kernel)] = math.inf
-    rounds, source, done = rounds_of(target), "", 0
-    for _, shape in itertools.product(range(rounds), list(wanted)):
-        time, what = _latency(shape, target, size, scale, tile, act)
-        wanted[shape], done = min(wanted[shape], time), done + 1
+    plain = {width: SesrShape(space.kernels[:1], width, usual, usual) for width in space.widths}
+    deep = {
+        (width, kernel, count): replace(plain[width], kernels=(kernel,) * count)
+        for width, kernel, count in itertools.product(space.widths, space.kernels, (FEW, MANY))
+    }
+    ends = {
+        (width, end, kernel): replace(plain[width], **{end: kernel})
+        for width, end, kernel in itertools.product(space.widths, ("first", "last"), space.ends)
+    }
+    # What a network of the table is twice is measured once.
+    shapes = list(dict.fromkeys([M5, *deep.values(), *ends.values()]))
+    times, source = dict.fromkeys(shapes, math.inf), ""
+    runs = list(itertools.product(range(rounds_of(target)), shapes))
+    for done, (_, shape) in enumerate(runs, start=1):
+        latency, what = _latency(shape, target, size, scale, tile, act)
+        times[shape] = min(times[shape], latency)
         source = what if shape == M5 else source
         if on_done is not None:
-            on_done(done, rounds * len(wanted))
+            on_done(done, len(runs))
     layers: dict[int, dict[str, float]] = {}
     first: dict[int, dict[str, float]] = {}
     last: dict[int, dict[str, float]] = {}
     rest: dict[int, float] = {}
     for width in space.widths:
-        pairs = {
-            kernel_name(kernel): tuple(wanted[inner(width, kernel, n)] for n in (FEW, MANY))
-            for kernel in space.kernels
-        }
-        layers[width] = {
-            name: max(0.0, (many - few) / (MANY - FEW)) for name, (few, many) in pairs.items()
-        }
-        first[width], last[width] = (
-            _above_least(
-                {
-                    kernel_name(kernel): wanted[replace(plain(width), **{end: kernel})]
-                    for kernel in space.ends
-                }
-            )
-            for end in ("first", "last")
-        )
-        without = [few - FEW * layers[width][name] for name, (few, _) in pairs.items()]
-        ends = first[width][kernel_name(usual)] + last[width][kernel_name(usual)]
-        rest[width] = max(0.0, math.fsum(without) / len(without) - ends)
-    return SesrLatencies(target.name, size, source, wanted[M5], rest, layers, first, last)
+        layers[width], without = {}, []
+        for kernel in space.kernels:
+            few, many = (times[deep[width, kernel, count]] for count in (FEW, MANY))
+            layer = max(0.0, (many - few) / (MANY - FEW))
+            layers[width][kernel_name(kernel)] = layer
+            without.append(few - FEW * layer)
+        rest[width] = math.fsum(without) / len(without)
+        for end, table in (("first", first), ("last", last)):
+            least = min(times[ends[width, end, kernel]] for kernel in space.ends)
+            table[width] = {
+                kernel_name(kernel): times[ends[width, end, kernel]] - least
+                for kernel in space.ends
+            }
+            rest[width] -= table[width][kernel_name(usual)]
+        rest[width] = max(0.0, rest[width])
+    return SesrLatencies(target.name, size, source, times[M5], rest, layers, first, last)
 
 
 def rounds_of(target: Target) -> int:
     """How many times a network is asked for: once where the answer is an estimate."""
     return ROUNDS if target.kind == "host" else 1
-
-
-def _above_least(times: dict[str, float]) -> dict[str, float]:
-    least = min(times.values())
-    return {name: time - least for name, time in times.items()}
 
 
 def _latency(

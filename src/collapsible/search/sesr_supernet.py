@@ -9,7 +9,7 @@ input (DARTS, arXiv 1806.09055; masks over shared channels: FBNetV2, arXiv 2004.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -144,12 +144,10 @@ class ShapePressure:
         self.network, self.budget_ms = network, budget_ms
         self.weight, self.decision = weight, decision
         space = network.space
-        names = [kernel_name(kernel) for kernel in space.kernels]
-        self.layers = torch.tensor([[table.layers[w][n] for n in names] for w in space.widths])
         self.rest = torch.tensor([table.rest[width] for width in space.widths])
-        ends = [kernel_name(kernel) for kernel in space.ends]
-        self.first = torch.tensor([[table.first[w][n] for n in ends] for w in space.widths])
-        self.last = torch.tensor([[table.last[w][n] for n in ends] for w in space.widths])
+        self.layers = _rows(table.layers, space.widths, space.kernels)
+        self.first = _rows(table.first, space.widths, space.ends)
+        self.last = _rows(table.last, space.widths, space.ends)
 
     def expected_ms(self) -> Tensor:
         """The latency of the mixture, a number."""
@@ -167,6 +165,15 @@ class ShapePressure:
             *(_entropy(shares[None]).mean() for shares in (now.widths, now.first, now.last)),
         ]
         return self.weight * over + self.decision * progress * sum(entropies) / len(entropies)
+
+
+def _rows(
+    table: Mapping[int, Mapping[str, float]],
+    widths: Sequence[int],
+    kernels: Sequence[tuple[int, int]],
+) -> Tensor:
+    """Milliseconds [widths, kernels] of one part of a table."""
+    return torch.tensor([[table[width][kernel_name(k)] for k in kernels] for width in widths])
 
 
 def _entropy(shares: Tensor) -> Tensor:
