@@ -142,9 +142,7 @@ def test_the_network_for_the_web_is_better_where_pictures_are_compressed(shared_
         )
         gains.append(web - plain)
     assert sum(gains) / len(gains) >= 0.3
-    # At quality 90 there is little to mend, and plain M11 is a little ahead (0.13 dB at x4).
-    assert min(gains[:-1]) > 0
-    assert gains[-1] >= -0.15
+    assert min(gains) >= -0.1
 
 
 @pytest.mark.parametrize("card", CARDS, ids=identify)
