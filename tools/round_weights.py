@@ -11,7 +11,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from ship_weights import measure
+from ship_weights import CARD_PROTOCOL, measure
 
 from collapsible.deploy import ship, write_card
 from collapsible.models import create_model
@@ -31,7 +31,7 @@ def main() -> None:
     rounded = ship(network, architecture=card.architecture, scale=card.scale, half=True)
     sums = {**card.sha256, **rounded.sha256}
     figures = measure(card.architecture, given.sets, card.scale, "fp32")
-    card = replace(card, sha256=sums, metrics=figures)
+    card = replace(card, sha256=sums, protocol=CARD_PROTOCOL, metrics=figures)
     write_card(card)
 
 

@@ -58,13 +58,7 @@ def ship(run: Path, sets: Path) -> None:
         network = network.half()
     save_weights(network, path)
     network = network.float()
-    metrics: dict[str, dict[str, float]] = {}
-    with torch.inference_mode():
-        for name in SETS:
-            files = find_pairs(sets / name, spec.scale)
-            pairs = [read_pair(high, low, spec.scale) for high, low in files]
-            scores = evaluate_luma(luma_function(network), pairs, spec.scale)
-            metrics[name] = {"psnr": round(float(np.mean([value for value, _ in scores])), 3)}
+    metrics = measure(network, sets, spec.scale)
     card = Card(
         architecture=spec.name,
         scale=spec.scale,
@@ -82,6 +76,16 @@ def ship(run: Path, sets: Path) -> None:
     with atomic_write(path.with_suffix(".json")) as stream:
         stream.write(card.to_json().encode())
     print(path.name, card.parameters, metrics)
+
+
+def measure(network: torch.nn.Module, sets: Path, scale: int) -> dict[str, dict[str, float]]:
+    """What a card says of each set of ``SETS`` below ``sets``."""
+    metrics: dict[str, dict[str, float]] = {}
+    for name in SETS:
+        pairs = [read_pair(high, low, scale) for high, low in find_pairs(sets / name, scale)]
+        scores = evaluate_luma(luma_function(network), pairs, scale)
+        metrics[name] = {"psnr": round(float(np.mean([value for value, _ in scores])), 3)}
+    return metrics
 
 
 def main() -> None:

@@ -35,6 +35,12 @@ TERMS = ": research-use photographs, not distributed with this package"
 LICENCE = "weights: Apache-2.0; the training pictures have research-use terms of their own"
 
 
+CARD_PROTOCOL = (
+    f"{PROTOCOL}; psnr_luma: as psnr, where the picture's 8-bit luma was reduced and not rounded, "
+    "as for the published tables"
+)
+
+
 def measure(
     model: str | Path, sets: Path, scale: int, precision: str
 ) -> dict[str, dict[str, float]]:
@@ -43,6 +49,10 @@ def measure(
     for name in SETS:
         report = evaluate(model, sets / name, scale=scale, precision=precision)
         figures[name] = {key: round(value, 4) for key, value in report.means.items()}
+        if precision == "fp32":
+            luma = evaluate(model, sets / name, scale=scale, precision=precision, low="luma")
+            assert luma.psnr is not None
+            figures[name]["psnr_luma"] = round(luma.psnr, 4)
         print(precision, name, figures[name])
     return figures
 
@@ -82,7 +92,7 @@ def main() -> None:
         options={k: v for k, v in spec.options.items() if k not in TRAINING_OPTIONS},
         training_data=TRAINED_ON + (f", {given.also}" if given.also else "") + TERMS,
         recipe=f"{recipe.name}: {steps:,} steps{start}{mean}",
-        protocol=PROTOCOL,
+        protocol=CARD_PROTOCOL,
         licence=LICENCE,
         half=given.half,
         calibration=None if given.calibrate is None else read_crops(given.calibrate, spec.scale),

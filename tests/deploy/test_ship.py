@@ -52,7 +52,7 @@ def test_the_three_files_agree(tmp_path: Path) -> None:
 def enlarge_grey(network: torch.nn.Module, grey: np.ndarray) -> np.ndarray:
     """The network's own Y of a grey picture, in float64, brought back to grey."""
     radius, scale = network.receptive_radius, network.scale
-    y = np.pad(16 + grey.astype(np.float64) * 219 / 255, radius, mode="edge") / 255
+    y = np.pad(16 + grey.astype(np.float64) * 219 / 255, radius, mode="symmetric") / 255
     with torch.no_grad():
         large = network.double()(torch.from_numpy(y)[None, None])[0, 0].numpy()
     edge = slice(scale * radius, -scale * radius)

@@ -23,8 +23,10 @@ def enlarge(inputs: np.ndarray) -> np.ndarray:
 
 
 def whole(picture: np.ndarray) -> np.ndarray:
-    """The same on a whole picture whose border is extended by replication, by torch alone."""
-    wide = F.pad(torch.from_numpy(picture[None]), (RADIUS,) * 4, mode="replicate")
+    """The same on a whole picture that is mirrored at its borders."""
+    wide = torch.from_numpy(
+        np.pad(picture, [(0, 0), *[(RADIUS, RADIUS)] * 2], mode="symmetric")[None]
+    )
     return F.pixel_shuffle(F.conv2d(wide, KERNEL), 2)[0].numpy()
 
 

@@ -21,7 +21,7 @@ from collapsible.evaluation import (
     evaluate_pictures,
     read_pairs,
 )
-from collapsible.evaluation.pairs import luma
+from collapsible.evaluation.pairs import luma, luma_pair, read_pair
 from collapsible.imaging import resize, write_picture
 from collapsible.models import create_model
 
@@ -49,6 +49,50 @@ def test_bicubic_baseline(shared_data: Path, name: str, scale: int, expected: fl
     assert report.low.startswith("MATLAB")
     assert report.psnr_picture is not None
     assert round(report.psnr_picture, 2) == expected
+
+
+# SESR, arXiv 2103.09404, tables 1 and 2; by 8-bit pictures Set14 has 30.23 and 25.99.
+@pytest.mark.parametrize(
+    ("name", "scale", "published"),
+    [
+        ("Set5", 2, 33.68),
+        ("Set14", 2, 30.24),
+        ("Set5", 4, 28.43),
+        ("Set14", 4, 26.00),
+        pytest.param("B100", 2, 29.56, marks=pytest.mark.slow),
+        pytest.param("B100", 4, 25.96, marks=pytest.mark.slow),
+    ],
+)
+def test_reduced_luma_is_the_protocol_of_published_tables(
+    shared_data: Path, name: str, scale: int, published: float
+) -> None:
+    report = evaluate("bicubic", shared_data / "sr" / name, scale=scale, low="luma")
+    assert report.low.startswith("8-bit luma")
+    assert report.psnr is not None
+    assert round(report.psnr, 2) == published
+    assert report.psnr_picture is None
+
+
+def test_luma_pairs_are_rounded_once(pictures: Path) -> None:
+    """Reduced at x2 by the kernel's weights, on the mirrored luma."""
+    taps = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256
+    for path in sorted(pictures.iterdir()):
+        pair = luma_pair(path, 2)
+        wanted = np.rint(luma(read_pair(path, None, 2).high))
+        np.testing.assert_array_equal(pair.high[..., 0], wanted)
+        for axis in (0, 1):
+            pad = [(3, 3) if a == axis else (0, 0) for a in (0, 1)]
+            wide = np.pad(wanted, pad, mode="symmetric")
+            windows = np.lib.stride_tricks.sliding_window_view(wide, 8, axis)
+            wanted = windows.take(range(0, windows.shape[axis], 2), axis) @ taps
+        np.testing.assert_allclose(pair.low[..., 0], wanted, atol=1e-9)
+
+
+def test_unknown_forms_of_low_are_refused(pictures: Path) -> None:
+    with pytest.raises(UsageError, match="'picture' and 'luma' are accepted"):
+        evaluate("bicubic", pictures, low="chroma")
+    with pytest.raises(UsageError, match="no unrounded luma"):
+        evaluate("bicubic", pictures, low="luma", jpeg=50)
 
 
 @pytest.mark.slow
@@ -88,7 +132,7 @@ def test_compressed_low_pictures_are_those_of_files(tmp_path: Path, pictures: Pa
     made = evaluate("bicubic", pictures, scale=2, jpeg=40)
     assert made.psnr == given.psnr
     assert made.psnr_picture == given.psnr_picture
-    assert made.low.endswith("then JPEG of quality 40")
+    assert made.low.endswith(", JPEG of quality 40")
     clean = evaluate("bicubic", pictures, scale=2)
     assert clean.psnr is not None
     assert made.psnr is not None
@@ -172,15 +216,15 @@ def test_a_checkpoint_and_its_collapsed_form_measure_alike(tmp_path: Path, pictu
     assert colour.psnr_picture == pytest.approx(colour.psnr, abs=0.06)
 
 
-def test_the_network_sees_replicated_borders(tmp_path: Path) -> None:
+def test_the_network_sees_mirrored_borders(tmp_path: Path) -> None:
     """The figures must not change when the picture is extended by hand and the result cropped."""
     from collapsible.evaluation.networks import luma_function
 
     torch.manual_seed(0)
     network = create_model("sesr_m2", scale=2).eval()
     low = noise(14, 15)
-    more = 3
-    padded = np.pad(low, ((more, more), (more, more), (0, 0)), mode="edge")
+    more = 8
+    padded = np.pad(low, ((more, more), (more, more), (0, 0)), mode="symmetric")
     enlarge = luma_function(network)
     edge = slice(2 * more, -2 * more)
     np.testing.assert_allclose(enlarge(padded)[edge, edge], enlarge(low), atol=1e-3)

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from collapsible.errors import UsageError
-from collapsible.imaging import crop_to_multiple, resize
+from collapsible.imaging import crop_to_multiple, extend, resize
 
 SCALES = [1 / 2, 1 / 3, 1 / 4, 2, 3, 4]
 
@@ -193,3 +193,12 @@ def test_crop_to_multiple() -> None:
     for wrong in (0, 8):
         with pytest.raises(UsageError, match="crop_to_multiple"):
             crop_to_multiple(image, wrong)
+
+
+@pytest.mark.parametrize("around", [0, 3, 5, 23])
+def test_extend_is_numpys_symmetric_padding(around):
+    """Also far beyond the border, where the mirror is mirrored again."""
+    image = np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8)
+    wanted = np.pad(image, ((around, around), (around, around), (0, 0)), mode="symmetric")
+    assert np.array_equal(extend(image, around), wanted)
+    assert np.array_equal(extend(image[..., 0], around), wanted[..., 0])

@@ -102,3 +102,35 @@ def test_draws_depend_on_seed_step_and_place_alone(pictures):
     assert not np.array_equal(whole[0], sampler.draw(8, range(8))[0])
     other = PatchSampler(source, patch=16, seed=2)
     assert not np.array_equal(whole[0], other.draw(7, range(8))[0])
+
+
+def test_patches_reach_beyond_the_border_by_mirroring(tmp_path):
+    """``outside`` pixels beyond the picture, as NumPy's symmetric padding has them."""
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (40, 36, 3), np.uint8))
+    image.save(tmp_path / "one.png")
+    source = PairedPictures([tmp_path], scale=2, colour="y", smallest=16)
+    sampler = PatchSampler(source, patch=16, seed=3, outside=4)
+    (pair,) = source.pairs
+    wide, wide_high = (
+        np.pad(planes, ((n, n), (n, n), (0, 0)), mode="symmetric")
+        for planes, n in ((pair.low, 4), (pair.high, 8))
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(to_unit(wide), (16, 16), (0, 1))[:, :, 0]
+    places = set()
+    for low, high in zip(*sampler.draw(0, range(256)), strict=True):
+        for symmetry in range(8):
+            turned, turned_high = (
+                np.rot90(patch[0], symmetry % 4)[:, :: -1 if symmetry >= 4 else 1]
+                for patch in (low, high)
+            )
+            hits = np.argwhere(np.abs(windows - turned).max((2, 3)) == 0)
+            if len(hits):
+                break
+        top, left = hits[0]
+        wanted = to_unit(wide_high)[2 * top : 2 * top + 32, 2 * left : 2 * left + 32, 0]
+        np.testing.assert_array_equal(turned_high, wanted)
+        places.add((int(top), int(left)))
+    tops, lefts = ({place[axis] for place in places} for axis in (0, 1))
+    assert tops == set(range(20 + 8 - 16 + 1))
+    assert lefts == set(range(18 + 8 - 16 + 1))

@@ -44,6 +44,13 @@ def evaluate(
         int | None,
         typer.Option(help="Compress the low-resolution pictures as JPEG of this quality first."),
     ] = None,
+    low: Annotated[
+        str,
+        typer.Option(
+            help="What is reduced: the 8-bit picture, or its 8-bit luma without rounding after, "
+            "as for many published tables (SRCNN's, VDSR's, SESR's): picture, luma."
+        ),
+    ] = "picture",
     weights: Annotated[
         Path | None, typer.Option(help="Weights of a classifier that is given by its name.")
     ] = None,
@@ -104,6 +111,7 @@ def evaluate(
             precision=precision,
             architecture=architecture,
             jpeg=jpeg,
+            low=low,
             on_picture=lambda done, total: update(done=done, total=total),
         )
     print_json(report.json()) if json else print(report.table())

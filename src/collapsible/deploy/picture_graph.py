@@ -57,8 +57,8 @@ def build_picture_graph(network: nn.Module, *, name: str) -> onnx.ModelProto:
 
     The training form is collapsed first. Input ``picture``: uint8 [1, H, W, 3] RGB, any H and W;
     output ``upscaled``: uint8 [1, s H, s W, 3]. Convolutions pad with zeros (mid-grey here), so
-    pixels nearer to the border than the receptive radius are right only if the picture is extended
-    by replication before and cropped after. ``metadata_props`` hold ``collapsible.name``,
+    pixels nearer to the border than the receptive radius are right only if the picture is mirrored
+    at its borders before and cropped after. ``metadata_props`` hold ``collapsible.name``,
     ``collapsible.scale`` and ``collapsible.receptive_radius`` (input pixels).
     Raises ``UsageError`` for a network of another family.
     """

@@ -131,7 +131,7 @@ def run_tiles(run: Run, picture: Array, size: InputSize, overlap: int) -> Array:
     """Enlarge a picture [C, H, W] of any size by a function of one size, tile by tile.
 
     Tiles overlap by ``overlap`` input pixels on each side, the radius of the receptive field, so
-    no seam is seen. The picture's border is extended by replication, as the upscaler does; a
+    no seam is seen. The picture is mirrored at its borders, as by the upscaler; a
     picture of just the file's size is run as it is.
     Raises ``UsageError`` for a tile that the overlap leaves nothing of.
     """
@@ -162,7 +162,7 @@ def _tiles(picture: Array, size: InputSize, overlap: int) -> Array:
         max(overlap, tile - overlap - side)
         for side, tile in zip(picture.shape[1:], (height, width), strict=True)
     ]
-    wide = np.pad(picture, [(0, 0), *((overlap, n) for n in after)], mode="edge")
+    wide = np.pad(picture, [(0, 0), *((overlap, n) for n in after)], mode="symmetric")
     return np.stack(
         [
             wide[:, top : top + height, left : left + width]

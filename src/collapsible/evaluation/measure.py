@@ -15,8 +15,8 @@ from collapsible.errors import PictureError, UsageError
 from collapsible.evaluation.pairs import PicturePair, luma
 from collapsible.imaging import psnr, ssim
 
-LumaFunction = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-"""From a picture uint8 [H, W, 1 or 3] to its enlarged Y, float [s H, s W], 0..255 scale."""
+LumaFunction = Callable[[NDArray[Any]], NDArray[np.float64]]
+"""From a picture [H, W, 1 or 3] to its enlarged Y, float [s H, s W]; all values 0..255."""
 
 PictureFunction = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 """From a picture uint8 [H, W, 1 or 3] to the enlarged one, uint8 [s H, s W, the same]."""

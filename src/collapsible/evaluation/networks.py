@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from collapsible.errors import UsageError
 from collapsible.evaluation.measure import LumaFunction, Subject
 from collapsible.evaluation.pairs import luma
+from collapsible.imaging import extend
 from collapsible.upscaler import Upscaler
 from collapsible.weights import find_card, read_card
 
@@ -119,7 +120,7 @@ def _described(path: Path, scale: int) -> tuple[str, dict[str, Any]]:
 def luma_function(network: nn.Module) -> LumaFunction:
     """A network (on Y or RGB, values in [0, 1]) as a function from a picture to its enlarged Y.
 
-    The picture is extended by replication by the receptive radius and the result cropped, so that
+    The picture is mirrored out to the receptive radius and the result cropped, so that
     the network's zero padding is never seen: this is the deployed function, in the network's own
     precision. A grey picture's values are its Y (and each colour of an RGB network).
     """
@@ -129,11 +130,11 @@ def luma_function(network: nn.Module) -> LumaFunction:
     colour = getattr(network, "colour", "y")
     parameter = next(network.parameters())
 
-    def enlarge(low: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def enlarge(low: NDArray[Any]) -> NDArray[np.float64]:
         planes: NDArray[Any] = luma(low)[..., None] if colour == "y" else low.astype(np.float64)
         if colour == "rgb" and planes.shape[2] == 1:
             planes = np.repeat(planes, 3, axis=2)
-        padded = np.pad(planes, ((radius, radius), (radius, radius), (0, 0)), mode="edge")
+        padded = extend(planes, radius)
         x = torch.from_numpy(np.ascontiguousarray(padded.transpose(2, 0, 1)[None] / 255))
         with torch.inference_mode():
             y = network(x.to(device=parameter.device, dtype=parameter.dtype))
@@ -150,9 +151,9 @@ def _luma_of_graph(upscaler: Upscaler) -> LumaFunction:
     """The Y of a graph's picture before rounding and clipping, where no torch form computes it."""
     radius, scale = upscaler.graph.radius, upscaler.scale
 
-    def enlarge(low: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def enlarge(low: NDArray[Any]) -> NDArray[np.float64]:
         planes = low if low.shape[2] == 3 else np.repeat(low, 3, axis=2)
-        padded = np.pad(planes, ((radius, radius), (radius, radius), (0, 0)), mode="edge")
+        padded = extend(planes, radius)
         large = upscaler.engine.run(padded.astype(np.float32)).astype(np.float64)
         edge = slice(radius * scale, -radius * scale)
         return luma(large[edge, edge] if low.shape[2] == 3 else large[edge, edge, :1])

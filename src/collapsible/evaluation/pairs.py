@@ -15,11 +15,14 @@ from collapsible.imaging import crop_to_multiple, list_pictures, read_picture, r
 
 @dataclass(frozen=True)
 class PicturePair:
-    """``high`` uint8 [s H, s W, C] and ``low`` uint8 [H, W, C]; C is 1 (grey) or 3 (RGB)."""
+    """``high`` uint8 [s H, s W, C] and ``low`` [H, W, C]; C is 1 (grey) or 3 (RGB).
+
+    ``low`` is uint8, but for pairs of luma, where it is float64 in 0..255 (see ``luma_pair``).
+    """
 
     name: str
     high: NDArray[np.uint8]
-    low: NDArray[np.uint8]
+    low: NDArray[Any]
 
 
 def luma(picture: NDArray[Any]) -> NDArray[np.float64]:
@@ -77,6 +80,18 @@ def read_pair(high_path: Path, low_path: Path | None, scale: int) -> PicturePair
             f"must be {high.shape[1] // scale}x{high.shape[0] // scale}"
         )
     return PicturePair(high_path.stem, high, low)
+
+
+def luma_pair(path: Path, scale: int) -> PicturePair:
+    """The pair by the protocol of SRCNN and VDSR, by which SESR's tables were measured too.
+
+    The 8-bit luma of the picture, rounded, is the high resolution; the low one is that by MATLAB's
+    bicubic, not rounded. Bicubic enlargement then has the PSNR that those tables print for it, on
+    all of Set5, Set14 and B100 and at x2 and x4. Errors as for ``read_pair``.
+    """
+    whole = read_pair(path, None, scale)
+    high = np.rint(luma(whole.high)).astype(np.uint8)[..., None]
+    return PicturePair(whole.name, high, resize(high.astype(np.float64), scale=1 / scale))
 
 
 def read_pairs(data: Path, scale: int) -> list[PicturePair]:

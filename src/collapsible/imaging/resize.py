@@ -86,6 +86,24 @@ def crop_to_multiple(image: NDArray[Any], n: int) -> NDArray[Any]:
     return image[: height - height % n, : width - width % n]
 
 
+def mirrored(indices: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+    """Places in a mirrored axis of ``length`` pixels, each as one of 0 to ``length - 1``.
+
+    The mirror lies on the border itself, so that the last pixel comes twice: MATLAB's and NumPy's
+    ``symmetric``. Places may lie any number of lengths beyond the border.
+    """
+    folded = indices % (2 * length)
+    return np.minimum(folded, 2 * length - 1 - folded)
+
+
+def extend(image: NDArray[Any], around: int) -> NDArray[Any]:
+    """HxW or HxWxC with ``around`` mirrored pixels more on each side, in a new array."""
+    rows, columns = (
+        mirrored(np.arange(-around, length + around), length) for length in image.shape[:2]
+    )
+    return image[rows[:, None], columns]
+
+
 def _check(image: NDArray[Any], border: str) -> None:
     if border not in ("mirror", "clamp"):
         raise UsageError(f"resize border {border!r}: 'mirror' and 'clamp' are accepted")
@@ -136,8 +154,7 @@ def _taps(
     weights, indices = weights[used], indices[used]
     if border == "clamp":
         return weights, indices.clip(0, length - 1)
-    folded = indices % (2 * length)
-    return weights, np.minimum(folded, 2 * length - 1 - folded)
+    return weights, mirrored(indices, length)
 
 
 def _turn(planes: NDArray[Any]) -> NDArray[Any]:

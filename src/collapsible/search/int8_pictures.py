@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 RATE = 2e-4
 # Low-resolution pixels a side that the loss sees. Those nearer to the patch's border than the
 # receptive radius see zeros, which the ranges are not made for, and which a graph in use never
-# sees: pictures are extended by replication.
+# sees: pictures are mirrored at their borders.
 PART = 32
 
 

@@ -62,13 +62,13 @@ def _draw(bounds: tuple[float, ...], random: np.random.Generator) -> float:
 
 
 def gaussian_blur(values: NDArray[Any], sigma: float) -> NDArray[Any]:
-    """[H, W, C] blurred along both axes out to three ``sigma`` pixels; borders are repeated."""
+    """[H, W, C] blurred along both axes out to three ``sigma`` pixels; borders are mirrored."""
     radius = max(1, math.ceil(3 * sigma))
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     weights = (weights / weights.sum()).astype(np.float32)
     for axis in (0, 1):
         pad = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
-        padded = np.pad(values, pad, mode="edge")
+        padded = np.pad(values, pad, mode="symmetric")
         length = values.shape[axis]
         values = np.zeros_like(values)
         for shift, weight in enumerate(weights):

@@ -18,6 +18,7 @@ from collapsible.evaluation.labelled import as_rgb8
 from collapsible.imaging import (
     crop_to_multiple,
     list_pictures,
+    mirrored,
     read_picture,
     resize,
     rgb_to_y,
@@ -187,7 +188,9 @@ class PatchSampler:
     the same patches. A picture is drawn with probability proportional to the square root of its
     area: large photographs count for more than small ones, but do not crowd them out.
     Each patch is flipped and turned into one of its eight symmetries at random. ``spec`` says what
-    happens to low-resolution patches before.
+    happens to low-resolution patches before. A patch may begin up to ``outside`` low-resolution
+    pixels beyond the picture, which is mirrored there as in use: with as many pixels at the
+    patch's border left out of the loss, a picture's own border is learnt as often as the rest.
     """
 
     def __init__(
@@ -196,6 +199,7 @@ class PatchSampler:
         *,
         patch: int,
         seed: int,
+        outside: int = 0,
         spec: DegradeSpec = CLEAN,
     ) -> None:
         self.pairs, self.scale, self.patch, self.seed = (
@@ -204,7 +208,7 @@ class PatchSampler:
             patch,
             seed,
         )
-        self.spec = spec
+        self.spec, self.outside = spec, outside
         weight = np.array([np.sqrt(p.low.shape[0] * p.low.shape[1]) for p in self.pairs])
         self.cumulative = np.cumsum(weight / weight.sum())
 
@@ -217,13 +221,14 @@ class PatchSampler:
         random = np.random.default_rng((self.seed, step, place))
         chosen = int(np.searchsorted(self.cumulative, random.random(), side="right"))
         pair = self.pairs[min(chosen, len(self.pairs) - 1)]
-        size, s = self.patch, self.scale
-        top = int(random.integers(pair.low.shape[0] - size + 1))
-        left = int(random.integers(pair.low.shape[1] - size + 1))
-        low = pair.low[top : top + size, left : left + size]
+        size, s, o = self.patch, self.scale, self.outside
+        height, width = pair.low.shape[:2]
+        top = int(random.integers(-o, height - size + o + 1))
+        left = int(random.integers(-o, width - size + o + 1))
+        low = _part(pair.low, top, left, size)
         if self.spec.share and random.random() < self.spec.share:
             low = self._degraded(pair.low, top, left, random)
-        high = pair.high[s * top : s * (top + size), s * left : s * (left + size)]
+        high = _part(pair.high, s * top, s * left, s * size)
         turns, flip = int(random.integers(4)), bool(random.integers(2))
         patches = []
         for patch in (low, high):
@@ -235,7 +240,7 @@ class PatchSampler:
     def _degraded(
         self, picture: np.ndarray, top: int, left: int, random: np.random.Generator
     ) -> np.ndarray:
-        """The patch, degraded with what lies around it; a border is repeated.
+        """The patch, degraded with what lies around it, mirrored beyond the border.
 
         The grid of blocks that JPEG sees lies anywhere.
         """
@@ -243,9 +248,21 @@ class PatchSampler:
         shift = [int(random.integers(GRID)) if self.spec.jpeg else 0 for _ in range(2)]
         before = [around + s for s in shift]
         rows, columns = (
-            np.arange(start - b, start + size + around).clip(0, length - 1)
+            mirrored(np.arange(start - b, start + size + around), length)
             for start, b, length in zip((top, left), before, picture.shape[:2], strict=True)
         )
         steps = LUMA_STEPS if picture.dtype == np.uint16 else 1.0
         whole = degrade(picture[rows[:, None], columns], self.spec, random, steps=steps)
         return whole[before[0] : before[0] + size, before[1] : before[1] + size]
+
+
+def _part(picture: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
+    """size x size pixels of [H, W, C], mirrored where they lie beyond the border."""
+    height, width = picture.shape[:2]
+    if 0 <= top <= height - size and 0 <= left <= width - size:
+        return picture[top : top + size, left : left + size]
+    rows, columns = (
+        mirrored(np.arange(start, start + size), length)
+        for start, length in ((top, height), (left, width))
+    )
+    return picture[rows[:, None], columns]

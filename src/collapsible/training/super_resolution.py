@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from collapsible.errors import UsageError, WeightsError
-from collapsible.imaging import psnr
+from collapsible.imaging import extend, psnr
 from collapsible.models import create_model
 from collapsible.models.registry import load_weights
 from collapsible.models.sesr import SESR
@@ -109,7 +109,11 @@ class SuperResolution:
         self.skipped = pictures.skipped
         self.count = len(pictures.pairs)
         self.sampler = PatchSampler(
-            pictures, patch=recipe.data.patch, seed=recipe.seed, spec=recipe.degrade
+            pictures,
+            patch=recipe.data.patch,
+            outside=recipe.data.crop,
+            seed=recipe.seed,
+            spec=recipe.degrade,
         )
         self.sets = {
             name: PairedPictures([folder], scale=scale, colour=colour, grey_is_luma=True).pairs
@@ -145,7 +149,7 @@ class SuperResolution:
         """Mean PSNR in dB of each validation set, on the network's own planes.
 
         Output clipped, not rounded; borders of ``scale`` pixels cropped; the picture is extended
-        by replication so that the network's zero padding is never seen, as when deployed.
+        by mirroring so that the network's zero padding is never seen, as when deployed.
         """
         scale = self.recipe.network.scale
         radius = int(getattr(network, "receptive_radius", 16))
@@ -154,11 +158,11 @@ class SuperResolution:
         for name, pairs in self.sets.items():
             values = []
             for pair in pairs:
-                low = torch.from_numpy(to_unit(pair.low)).permute(2, 0, 1)[None].to(device)
-                padded = torch.nn.functional.pad(low, (radius,) * 4, mode="replicate")
+                low = to_unit(extend(pair.low, radius)).transpose(2, 0, 1)[None]
                 edge = radius * scale
-                output = network(padded)[0, :, edge:-edge, edge:-edge].float().clamp(0, 1)
-                got = output.permute(1, 2, 0).cpu().numpy().astype(np.float64) * 255
+                output = network(torch.from_numpy(low).to(device))[0, :, edge:-edge, edge:-edge]
+                planes = output.float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+                got = planes.astype(np.float64) * 255
                 wanted = to_unit(pair.high).astype(np.float64) * 255
                 values.append(psnr(wanted, got, crop=scale))
             result[name] = float(np.mean(values))

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsible.errors import UsageError
+from collapsible.imaging import mirrored
 from collapsible.upscaler.engines import open_engine
 from collapsible.upscaler.graph_file import find_graph
 from collapsible.weights import DEFAULT_MODEL, Card
@@ -53,7 +54,7 @@ class Upscaler:
     costs up to 0.1 dB, where the model has an int8 graph; ``tile`` is the largest side of the
     input tiles in pixels or ``"auto"``; ``threads`` limits the engine's CPU threads.
 
-    The picture is extended at its borders by replication, as far as the network sees; tiles
+    The picture is mirrored at its borders, as far as the network sees; tiles
     overlap by as much, so that in fp32 the result does not depend on the tiles at all, bit for
     bit. Memory is bounded by a row of tiles, besides input and output.
     """
@@ -101,12 +102,11 @@ class Upscaler:
         for top in range(0, height, tile_height):
             rows = min(tile_height, height - top)
             band = np.empty((rows * s, width * s, channels), pixels.dtype)
-            # Indices beyond the picture repeat its border; beyond the last row they fill up the
-            # tile, and what comes of them is cropped.
-            down = np.clip(np.arange(top - radius, top + tile_height + radius), 0, height - 1)
+            # Indices beyond the last row also fill up the tile, and what comes of them is cropped.
+            down = mirrored(np.arange(top - radius, top + tile_height + radius), height)
             for left in range(0, width, tile_width):
                 columns = min(tile_width, width - left)
-                across = np.clip(np.arange(left - radius, left + tile_width + radius), 0, width - 1)
+                across = mirrored(np.arange(left - radius, left + tile_width + radius), width)
                 part = pixels[down[:, None], across]
                 into = band[:, left * s : (left + columns) * s]
                 if channels >= 3:

@@ -47,8 +47,9 @@ class Card:
     """What a weights file is, where it comes from and how good it is.
 
     ``metrics`` maps a set's name (``Set5``) to ``{"psnr", "ssim", "psnr_picture", "ssim_picture"}``
-    in dB and [0, 1], by the protocol that ``protocol`` states; ``metrics_int8`` the same of the
-    int8 graph, which exists if ``sha256`` has ``"int8"``. ``receptive_radius`` is in input pixels:
+    in dB and [0, 1], by the protocol that ``protocol`` states, and to ``psnr_luma`` in dB, by that
+    of the published tables; ``metrics_int8`` the former four of the int8 graph, which exists if
+    ``sha256`` has ``"int8"``. ``receptive_radius`` is in input pixels:
     an output pixel depends on inputs at most that far from its own place.
     """
 
