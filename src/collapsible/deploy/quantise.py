@@ -6,6 +6,9 @@ convolution of the network runs in int8 but the one beside the last that carries
 (input residual and chroma, 3 channels): what is lost there is lost in the result, and it is a
 fifteenth of the work. An engine with int8 kernels fuses the pairs around each convolution.
 
+Before, channels are given ranges more like each other's (``deploy.equalise``), as far as costs the
+finished pictures least: what activations gain, kernels may lose (arXiv 2211.10438, equation 4).
+
 Clipping: a range that holds the rarest value wastes steps on it. The percentile of the values that
 a range holds is chosen by what it costs the finished picture in dB, first one for all tensors, then
 a neighbour for each where that is better. The mean square error, of tensors or of the result, is no
@@ -26,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from collapsible.blocks.collapsible_conv import same_conv2d
+from collapsible.deploy.equalise import factors, scale_channels
 from collapsible.deploy.picture_graph import (
     CENTRE,
     GraphBuilder,
@@ -38,6 +42,8 @@ from collapsible.errors import UsageError
 
 # Percentiles of the values that a range may hold, widest first.
 PERCENTILES = (100.0, 99.99, 99.97, 99.9, 99.8, 99.5, 99.0)
+# How far on the way to like ranges of channels.
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 LEAST_SIDE = 16
 # The network's own mean square error in squared levels, at a typical 38 dB: what quantising costs
 # a picture in dB is 10 log10(1 + error / OWN_ERROR).
@@ -86,8 +92,9 @@ def quantise_picture_graph(
 class QuantisedLayers:
     """All that a picture graph in int8 is made of.
 
-    ``layers`` are those of ``fold_colour``; ``codes`` their kernels, of the last one the part that
-    reads features; ``ranges`` those of the tensors between, in the order of computation.
+    ``layers`` are those of ``fold_colour``, equalised; ``codes`` their kernels, of the last one
+    the part that reads features; ``ranges`` those of the tensors between, in the order of
+    computation.
     """
 
     plain: PlainNetwork
@@ -117,9 +124,16 @@ def choose_codes(network: nn.Module, pictures: Sequence[NDArray[np.uint8]]) -> Q
         torch.from_numpy(picture.transpose(2, 0, 1)[None].astype(np.float32) - np.float32(CENTRE))
         for picture in pictures
     ]
-    codes = [code_weights(kernel) for kernel in _feature_kernels(layers)]
-    ranges = _calibrate(plain, layers, codes, planes)
-    return QuantisedLayers(plain, layers, tuple(codes), tuple(ranges))
+    by = _channel_factors(plain, layers, planes)
+    best: tuple[float, QuantisedLayers] | None = None
+    for share in SHARES:
+        scaled = scale_channels(layers, [factor**share for factor in by])
+        codes = tuple(code_weights(kernel) for kernel in _feature_kernels(scaled))
+        loss, ranges = _calibrate(plain, scaled, codes, planes)
+        if best is None or loss < best[0]:
+            best = loss, QuantisedLayers(plain, scaled, codes, tuple(ranges))
+    assert best is not None
+    return best[1]
 
 
 def check_pictures(pictures: Sequence[NDArray[np.uint8]]) -> None:
@@ -213,12 +227,42 @@ def _run(
 
 
 @torch.inference_mode()
+def _channel_factors(
+    plain: PlainNetwork, layers: tuple[Layer, ...], planes: Sequence[Tensor]
+) -> list[Array]:
+    """Of each layer but the last, what gives its channels like ranges on these pictures."""
+    kernels = _feature_kernels(layers)
+    seen = [_run(plain, layers, kernels, x)[1] for x in planes]
+    maps = [
+        _channel_range(torch.cat([x[0].flatten(1) for x in values], 1))
+        for values in zip(*seen, strict=True)
+    ]
+    count = len(layers) - 1
+    # The long residual ties the first map to that of the last bend and to their sum.
+    tied = [0, count - 1, *range(count, len(maps))] if plain.long_residual else []
+    by = []
+    for index in range(count):
+        alike = tied if index in tied else [index]
+        by.append(factors([maps[i] for i in alike]))
+    return by
+
+
+def _channel_range(values: Tensor) -> tuple[Array, Array]:
+    """Least and greatest of each row, but for one value in 10,000 at either end; 0 is within."""
+    ordered = np.sort(values.double().numpy(), axis=1)
+    last = ordered.shape[1] - 1
+    out = round(last * 1e-4)
+    return np.minimum(ordered[:, out], 0.0), np.maximum(ordered[:, last - out], 0.0)
+
+
+@torch.inference_mode()
 def _calibrate(
     plain: PlainNetwork,
     layers: tuple[Layer, ...],
     codes: Sequence[Codes],
     planes: Sequence[Tensor],
-) -> list[Range]:
+) -> tuple[float, list[Range]]:
+    """What rounding costs with the best ranges, summed over the pictures, and these ranges."""
     exact = _feature_kernels(layers)
     rounded = [code.weight() for code in codes]
     wanted, seen = [], []
@@ -242,7 +286,7 @@ def _calibrate(
             if 0 <= neighbour < len(PERCENTILES):
                 tried = [*chosen[:index], neighbour, *chosen[index + 1 :]]
                 least, chosen = min((least, chosen), (loss(tried), tried))
-    return [options[i] for options, i in zip(candidates, chosen, strict=True)]
+    return least, [options[i] for options, i in zip(candidates, chosen, strict=True)]
 
 
 def _candidates(values: Tensor) -> list[Range]:
