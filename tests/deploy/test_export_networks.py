@@ -14,6 +14,7 @@ from collapsible.deploy.samples import Preparation, choose, prepare_picture, rea
 from collapsible.evaluation.pairs import read_pairs
 from collapsible.imaging import list_pictures, read_picture
 from collapsible.models import create_model
+from collapsible.weights import find_card
 
 pytest.importorskip("litert_torch", reason="the edge extra is not installed")
 pytestmark = pytest.mark.slow
@@ -41,8 +42,9 @@ def test_sesr_m5_on_set5(set5, calibration, tmp_path, suffix):
     options = {"input_size": (1, 1, 64, 64), "int8": calibration, **set5}
     report = collapsible.export(network, tmp_path / f"m5{suffix}", **options)
     for check in report.checks:
-        # Of the network's own Y with borders extended: the card's figure is of zero borders.
-        assert check.torch == pytest.approx(37.29, abs=0.05)
+        # Through tiles the network is what it is on whole pictures, borders and all.
+        card = find_card("sesr_m5", 2)
+        assert check.torch == pytest.approx(card.metrics["Set5"]["psnr"], abs=0.002)
         assert check.change is not None
         # Published losses of int8 after training are 0.1 to 0.5 dB for networks of this size.
         assert -0.25 < check.change < 0
