@@ -65,22 +65,22 @@ def test_int8_after_training_and_trained_in_int8_form(tmp_path, pictures):
     plain = json.loads(text)
     assert plain["precision"] == "int8"
     assert plain["trained_steps"] == 0
-    arguments = [*names, *data, "--int8-steps", "80", "-o", str(trained)]
+    arguments = [*names, *data, "--int8-steps", "160", "-o", str(trained)]
     code, text, complaint = run(*arguments)
     assert (code, complaint) == (0, "")
     made = json.loads(text)
-    assert made["trained_steps"] == 80
+    assert made["trained_steps"] == 160
     # It comes nearer to what the float graph makes, here on one of the pictures trained on.
     picture = read_crops(pictures, 2)[0]
     wanted = upscale(picture, 2, "sesr-m2", precision="fp32").astype(float)
     error = [((upscale(picture, 2, one) - wanted) ** 2).mean() for one in (after, trained)]
-    assert error[1] < 0.95 * error[0]
+    assert error[1] < 0.9 * error[0]
     # The same command goes on with the run, which is done, and writes the same file.
     first = trained.read_bytes()
     trained.unlink()
     assert run(*arguments)[0] == 0
     assert trained.read_bytes() == first
-    assert "another" in run(*names, "--int8-steps", "81", "-o", str(trained))[2]
+    assert "another" in run(*names, "--int8-steps", "161", "-o", str(trained))[2]
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,9 @@ class RoundedPicture(nn.Module):
         self.colour = "rgb"
         self.receptive_radius = made.plain.receptive_radius
         kernels = made.kernels()
-        self.units = [float(np.abs(kernel).max()) or 1.0 for kernel in kernels]
+        units = [float(np.abs(kernel).max()) or 1.0 for kernel in kernels]
         self.bias_units = [1.0] * (len(kernels) - 1) + [255.0]
-        self.weights = _parameters(kernels, self.units)
+        self.weights = _parameters(kernels, units)
         self.biases = _parameters([layer.bias for layer in made.layers], self.bias_units)
         # A ReLU's slopes of nought stay so.
         self.slopes = nn.ParameterList(
@@ -50,7 +50,9 @@ class RoundedPicture(nn.Module):
             )
             for layer in made.layers
         )
-        # Buffers, so that a resumed run goes on with those that it began with.
+        # Buffers, so that a resumed run goes on with those that it began with: where they are
+        # measured again their last bits may differ.
+        self.register_buffer("units", torch.tensor(units, dtype=torch.float64))
         for place, codes in enumerate(made.codes):
             self.register_buffer(f"step_{place}", torch.from_numpy(codes.scale.copy()))
         ends = [[one.low, one.high] for one in made.ranges]
@@ -77,7 +79,7 @@ class RoundedPicture(nn.Module):
         return F.pixel_shuffle(y, self.scale) / 255
 
     def _layer(self, place: int, x: Tensor) -> Tensor:
-        weight = self.weights[place] * self.units[place]
+        weight = self.weights[place] * self.get_buffer("units")[place]
         if self.rounding:
             step = self.get_buffer(f"step_{place}")
             zero = torch.zeros(len(weight), dtype=torch.int32, device=weight.device)
@@ -102,7 +104,7 @@ class RoundedPicture(nn.Module):
         """The trained layers with the codes that they have come to."""
         layers, codes = [], []
         for place, old in enumerate(self.made.layers):
-            weight = _array(self.weights[place] * self.units[place])
+            weight = _array(self.weights[place] * self.get_buffer("units")[place])
             step = self.get_buffer(f"step_{place}").cpu().numpy()
             whole = np.clip(np.rint(weight / step[:, None, None, None]), -127, 127)
             codes.append(Codes(whole.astype(np.int8), step))
