@@ -13,13 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from collapsible.evaluation.measure import LumaFunction, evaluate_luma
 from collapsible.evaluation.networks import load_network
 from collapsible.evaluation.pairs import luma, read_pairs
-from collapsible.imaging import psnr
 from collapsible.weights import find_card
 
 SETS = ("Set5", "Set14", "B100")
@@ -28,7 +30,23 @@ WAYS: dict[str, dict[str, str]] = {
     "reflect": {"mode": "reflect"},
     "symmetric": {"mode": "symmetric"},
     "odd": {"mode": "reflect", "reflect_type": "odd"},
+    "zeros": {},
 }
+
+
+def luma_function(
+    network: torch.nn.Module, scale: int, around: int, how: dict[str, str]
+) -> LumaFunction:
+    """The network as a function of a picture that is extended by ``around`` pixels."""
+
+    def enlarge(low: NDArray[Any]) -> NDArray[np.float64]:
+        wide = np.pad(luma(low), around, **how)
+        with torch.inference_mode():
+            y = network(torch.from_numpy(wide.astype(np.float32) / 255)[None, None])[0, 0]
+        cut = around * scale
+        return y.double().numpy()[cut : y.shape[0] - cut, cut : y.shape[1] - cut] * 255
+
+    return enlarge
 
 
 def main() -> None:
@@ -45,18 +63,11 @@ def main() -> None:
         for one in SETS:
             pairs = read_pairs(given.sets / one, card.scale)
             scores = result.setdefault(card.name, {}).setdefault(one, {})
-            for way in (*WAYS, "zeros"):
-                around = 0 if way == "zeros" else card.receptive_radius
-                values = []
-                for pair in pairs:
-                    wide = np.pad(luma(pair.low), around, **WAYS.get(way, {"mode": "edge"}))
-                    with torch.inference_mode():
-                        x = torch.from_numpy(wide.astype(np.float32) / 255)
-                        y = network(x[None, None])[0, 0].double().numpy() * 255
-                    cut = around * card.scale
-                    large = y[cut : y.shape[0] - cut, cut : y.shape[1] - cut].clip(0, 255)
-                    values.append(psnr(luma(pair.high), large, crop=card.scale))
-                scores[way] = float(np.mean(values))
+            for way, how in WAYS.items():
+                around = card.receptive_radius if how else 0
+                enlarge = luma_function(network, card.scale, around, how)
+                measured = evaluate_luma(enlarge, pairs, card.scale)
+                scores[way] = float(np.mean([psnr for psnr, _ in measured]))
             print(
                 card.name,
                 one,

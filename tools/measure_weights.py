@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import ship_defence_weights as defence
-from ship_weights import CARD_PROTOCOL, measure
+from ship_weights import measured
 
 from collapsible.deploy import write_card
 from collapsible.evaluation.networks import load_network
-from collapsible.imaging import atomic_write
 from collapsible.weights import list_cards, normalise_name, read_card
 
 
@@ -34,10 +33,8 @@ def main() -> None:
             card = read_card(path)
             weights = path.with_suffix(".safetensors")
             network = load_network(weights, card.architecture, card.scale, card.options)
-            card = replace(card, metrics=defence.measure(network, given.sets, card.scale))
-            print(path.stem, card.metrics)
-            with atomic_write(path) as stream:
-                stream.write(card.to_json().encode())
+            metrics = defence.measure(network, given.sets, card.scale)
+            defence.write(replace(card, metrics=metrics), path)
         return
     wanted = {normalise_name(name) for name in given.names}
     named = [({normalise_name(card.name), card.stem}, card) for card in list_cards()]
@@ -47,12 +44,7 @@ def main() -> None:
         if wanted and not wanted & names:
             continue
         print(card.stem)
-        figures = measure(card.name, given.sets, card.scale, "fp32")
-        card = replace(card, protocol=CARD_PROTOCOL, metrics=figures)
-        if card.has_int8:
-            figures = measure(card.name, given.sets, card.scale, "int8")
-            card = replace(card, metrics_int8=figures)
-        write_card(card)
+        write_card(measured(card, given.sets))
 
 
 if __name__ == "__main__":

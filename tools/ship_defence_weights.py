@@ -73,9 +73,13 @@ def ship(run: Path, sets: Path) -> None:
         licence=LICENCE,
         folder=FOLDER,
     )
-    with atomic_write(path.with_suffix(".json")) as stream:
+    write(card, path.with_suffix(".json"))
+
+
+def write(card: Card, path: Path) -> None:
+    with atomic_write(path) as stream:
         stream.write(card.to_json().encode())
-    print(path.name, card.parameters, metrics)
+    print(path.stem, card.parameters, card.metrics)
 
 
 def measure(network: torch.nn.Module, sets: Path, scale: int) -> dict[str, dict[str, float]]:

@@ -22,7 +22,7 @@ from collapsible.deploy.samples import read_crops
 from collapsible.evaluation import PROTOCOL, evaluate
 from collapsible.models import create_model
 from collapsible.training import read_recipe
-from collapsible.weights import normalise_name
+from collapsible.weights import Card, normalise_name
 
 SETS = ("Set5", "Set14", "B100")
 # Of how it is trained; nothing of them is left once it is collapsed.
@@ -55,6 +55,15 @@ def measure(
             figures[name]["psnr_luma"] = round(luma.psnr, 4)
         print(precision, name, figures[name])
     return figures
+
+
+def measured(card: Card, sets: Path) -> Card:
+    """The card with figures of the files it stands for, the int8 graph's too where there is one."""
+    figures = measure(card.architecture, sets, card.scale, "fp32")
+    card = replace(card, protocol=CARD_PROTOCOL, metrics=figures)
+    if not card.has_int8:
+        return card
+    return replace(card, metrics_int8=measure(card.architecture, sets, card.scale, "int8"))
 
 
 def main() -> None:
@@ -92,17 +101,11 @@ def main() -> None:
         options={k: v for k, v in spec.options.items() if k not in TRAINING_OPTIONS},
         training_data=TRAINED_ON + (f", {given.also}" if given.also else "") + TERMS,
         recipe=f"{recipe.name}: {steps:,} steps{start}{mean}",
-        protocol=CARD_PROTOCOL,
         licence=LICENCE,
         half=given.half,
         calibration=None if given.calibrate is None else read_crops(given.calibrate, spec.scale),
     )
-
-    card = replace(card, metrics=measure(spec.name, given.sets, spec.scale, "fp32"))
-    if card.has_int8:
-        figures = measure(spec.name, given.sets, spec.scale, "int8")
-        card = replace(card, metrics_int8=figures)
-    write_card(card)
+    write_card(measured(card, given.sets))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ from collapsible.errors import UsageError
 PERCENTILES = (100.0, 99.99, 99.97, 99.9, 99.8, 99.5, 99.0)
 # How far on the way to like ranges of channels.
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+# Of the values of a channel, when it is compared with others.
+CHANNEL_PERCENTILE = 99.99
 LEAST_SIDE = 16
 # The network's own mean square error in squared levels, at a typical 38 dB: what quantising costs
 # a picture in dB is 10 log10(1 + error / OWN_ERROR).
@@ -125,15 +127,14 @@ def choose_codes(network: nn.Module, pictures: Sequence[NDArray[np.uint8]]) -> Q
         for picture in pictures
     ]
     by = _channel_factors(plain, layers, planes)
-    best: tuple[float, QuantisedLayers] | None = None
-    for share in SHARES:
+
+    def coded(share: float) -> tuple[float, QuantisedLayers]:
         scaled = scale_channels(layers, [factor**share for factor in by])
         codes = tuple(code_weights(kernel) for kernel in _feature_kernels(scaled))
         loss, ranges = _calibrate(plain, scaled, codes, planes)
-        if best is None or loss < best[0]:
-            best = loss, QuantisedLayers(plain, scaled, codes, tuple(ranges))
-    assert best is not None
-    return best[1]
+        return loss, QuantisedLayers(plain, scaled, codes, tuple(ranges))
+
+    return min(map(coded, SHARES), key=lambda found: found[0])[1]
 
 
 def check_pictures(pictures: Sequence[NDArray[np.uint8]]) -> None:
@@ -233,26 +234,20 @@ def _channel_factors(
     """Of each layer but the last, what gives its channels like ranges on these pictures."""
     kernels = _feature_kernels(layers)
     seen = [_run(plain, layers, kernels, x)[1] for x in planes]
-    maps = [
-        _channel_range(torch.cat([x[0].flatten(1) for x in values], 1))
-        for values in zip(*seen, strict=True)
-    ]
-    count = len(layers) - 1
-    # The long residual ties the first map to that of the last bend and to their sum.
-    tied = [0, count - 1, *range(count, len(maps))] if plain.long_residual else []
-    by = []
-    for index in range(count):
-        alike = tied if index in tied else [index]
-        by.append(factors([maps[i] for i in alike]))
+    joined = (torch.cat([x[0].flatten(1) for x in values], 1) for values in zip(*seen, strict=True))
+    maps = [_within(np.sort(values.double().numpy()), CHANNEL_PERCENTILE) for values in joined]
+    by = [factors([each]) for each in maps[: len(layers) - 1]]
+    if plain.long_residual:
+        # It ties the first map to that of the last bend and to their sum, which comes last.
+        by[0] = by[-1] = factors([maps[0], *maps[len(layers) - 2 :]])
     return by
 
 
-def _channel_range(values: Tensor) -> tuple[Array, Array]:
-    """Least and greatest of each row, but for one value in 10,000 at either end; 0 is within."""
-    ordered = np.sort(values.double().numpy(), axis=1)
-    last = ordered.shape[1] - 1
-    out = round(last * 1e-4)
-    return np.minimum(ordered[:, out], 0.0), np.maximum(ordered[:, last - out], 0.0)
+def _within(ordered: Array, percentile: float) -> tuple[Array, Array]:
+    """Least and greatest of ordered rows [..., N] once the farthest are left out; 0 is within."""
+    last = ordered.shape[-1] - 1
+    out = round(last * (1 - percentile / 100))
+    return np.minimum(ordered[..., out], 0.0), np.maximum(ordered[..., last - out], 0.0)
 
 
 @torch.inference_mode()
@@ -292,13 +287,7 @@ def _calibrate(
 def _candidates(values: Tensor) -> list[Range]:
     """Ranges that hold ever less of the values, each with 0 in it."""
     ordered = np.sort(values.numpy())
-    last = len(ordered) - 1
-    ranges = []
-    for percentile in PERCENTILES:
-        out = round(last * (1 - percentile / 100))
-        low, high = float(ordered[out]), float(ordered[last - out])
-        ranges.append(Range(min(low, 0.0), max(high, 0.0)))
-    return ranges
+    return [Range(*map(float, _within(ordered, percentile))) for percentile in PERCENTILES]
 
 
 class _QuantisedBuilder(GraphBuilder):

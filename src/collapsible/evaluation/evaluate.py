@@ -77,7 +77,7 @@ def evaluate(
         model=subject.name,
         scale=scale,
         data=str(data),
-        low=_origin(data, scale, low) + ("" if jpeg is None else f", JPEG of quality {jpeg}"),
+        low=_origin(data, scale, low) + ("" if jpeg is None else f", then JPEG of quality {jpeg}"),
         protocol=PROTOCOL,
         engine=subject.engine,
         precision=subject.precision,

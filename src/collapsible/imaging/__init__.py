@@ -23,7 +23,7 @@ from collapsible.imaging.pictures import (
     read_picture,
 )
 from collapsible.imaging.png import PngWriter
-from collapsible.imaging.resize import Border, crop_to_multiple, extend, mirrored, resize
+from collapsible.imaging.resize import Border, crop_to_multiple, cut, extend, resize
 from collapsible.imaging.writing import code_jpeg, output_format, write_picture
 
 __all__ = [
@@ -40,9 +40,9 @@ __all__ = [
     "atomic_write",
     "code_jpeg",
     "crop_to_multiple",
+    "cut",
     "extend",
     "list_pictures",
-    "mirrored",
     "output_format",
     "picture_info",
     "psnr",

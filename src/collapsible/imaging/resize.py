@@ -86,7 +86,7 @@ def crop_to_multiple(image: NDArray[Any], n: int) -> NDArray[Any]:
     return image[: height - height % n, : width - width % n]
 
 
-def mirrored(indices: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+def _mirrored(indices: NDArray[np.intp], length: int) -> NDArray[np.intp]:
     """Places in a mirrored axis of ``length`` pixels, each as one of 0 to ``length - 1``.
 
     The mirror lies on the border itself, so that the last pixel comes twice: MATLAB's and NumPy's
@@ -96,12 +96,22 @@ def mirrored(indices: NDArray[np.intp], length: int) -> NDArray[np.intp]:
     return np.minimum(folded, 2 * length - 1 - folded)
 
 
-def extend(image: NDArray[Any], around: int) -> NDArray[Any]:
-    """HxW or HxWxC with ``around`` mirrored pixels more on each side, in a new array."""
-    rows, columns = (
-        mirrored(np.arange(-around, length + around), length) for length in image.shape[:2]
-    )
+def cut(image: NDArray[Any], top: int, left: int, height: int, width: int) -> NDArray[Any]:
+    """A part of HxW or HxWxC, mirrored where it lies beyond the border.
+
+    Returns a view where all of it lies within, else a new array.
+    """
+    if 0 <= top <= image.shape[0] - height and 0 <= left <= image.shape[1] - width:
+        return image[top : top + height, left : left + width]
+    rows = _mirrored(np.arange(top, top + height), image.shape[0])
+    columns = _mirrored(np.arange(left, left + width), image.shape[1])
     return image[rows[:, None], columns]
+
+
+def extend(image: NDArray[Any], around: int) -> NDArray[Any]:
+    """HxW or HxWxC with ``around`` mirrored pixels more on each side."""
+    height, width = image.shape[:2]
+    return cut(image, -around, -around, height + 2 * around, width + 2 * around)
 
 
 def _check(image: NDArray[Any], border: str) -> None:
@@ -154,7 +164,7 @@ def _taps(
     weights, indices = weights[used], indices[used]
     if border == "clamp":
         return weights, indices.clip(0, length - 1)
-    return weights, mirrored(indices, length)
+    return weights, _mirrored(indices, length)
 
 
 def _turn(planes: NDArray[Any]) -> NDArray[Any]:

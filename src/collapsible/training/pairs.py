@@ -17,8 +17,8 @@ from collapsible.errors import PictureError, UsageError
 from collapsible.evaluation.labelled import as_rgb8
 from collapsible.imaging import (
     crop_to_multiple,
+    cut,
     list_pictures,
-    mirrored,
     read_picture,
     resize,
     rgb_to_y,
@@ -225,10 +225,10 @@ class PatchSampler:
         height, width = pair.low.shape[:2]
         top = int(random.integers(-o, height - size + o + 1))
         left = int(random.integers(-o, width - size + o + 1))
-        low = _part(pair.low, top, left, size)
+        low = cut(pair.low, top, left, size, size)
         if self.spec.share and random.random() < self.spec.share:
             low = self._degraded(pair.low, top, left, random)
-        high = _part(pair.high, s * top, s * left, s * size)
+        high = cut(pair.high, s * top, s * left, s * size, s * size)
         turns, flip = int(random.integers(4)), bool(random.integers(2))
         patches = []
         for patch in (low, high):
@@ -247,22 +247,8 @@ class PatchSampler:
         size, around = self.patch, margin(self.spec)
         shift = [int(random.integers(GRID)) if self.spec.jpeg else 0 for _ in range(2)]
         before = [around + s for s in shift]
-        rows, columns = (
-            mirrored(np.arange(start - b, start + size + around), length)
-            for start, b, length in zip((top, left), before, picture.shape[:2], strict=True)
-        )
+        sides = [b + size + around for b in before]
+        part = cut(picture, top - before[0], left - before[1], *sides)
         steps = LUMA_STEPS if picture.dtype == np.uint16 else 1.0
-        whole = degrade(picture[rows[:, None], columns], self.spec, random, steps=steps)
+        whole = degrade(part, self.spec, random, steps=steps)
         return whole[before[0] : before[0] + size, before[1] : before[1] + size]
-
-
-def _part(picture: np.ndarray, top: int, left: int, size: int) -> np.ndarray:
-    """size x size pixels of [H, W, C], mirrored where they lie beyond the border."""
-    height, width = picture.shape[:2]
-    if 0 <= top <= height - size and 0 <= left <= width - size:
-        return picture[top : top + size, left : left + size]
-    rows, columns = (
-        mirrored(np.arange(start, start + size), length)
-        for start, length in ((top, height), (left, width))
-    )
-    return picture[rows[:, None], columns]

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from collapsible.errors import UsageError
-from collapsible.imaging import mirrored
+from collapsible.imaging import cut
 from collapsible.upscaler.engines import open_engine
 from collapsible.upscaler.graph_file import find_graph
 from collapsible.weights import DEFAULT_MODEL, Card
@@ -54,9 +54,9 @@ class Upscaler:
     costs up to 0.1 dB, where the model has an int8 graph; ``tile`` is the largest side of the
     input tiles in pixels or ``"auto"``; ``threads`` limits the engine's CPU threads.
 
-    The picture is mirrored at its borders, as far as the network sees; tiles
-    overlap by as much, so that in fp32 the result does not depend on the tiles at all, bit for
-    bit. Memory is bounded by a row of tiles, besides input and output.
+    The picture is mirrored at its borders, as far as the network sees; tiles overlap by as much, so
+    that in fp32 the result does not depend on the tiles at all, bit for bit. Memory is bounded by a
+    row of tiles, besides input and output.
     """
 
     def __init__(
@@ -99,15 +99,15 @@ class Upscaler:
         tile_height, tile_width = _side(height, self._tile[0]), _side(width, self._tile[1])
         alpha = pixels[..., -1] if channels in (2, 4) else None
         solid = alpha is not None and bool((alpha == alpha.flat[0]).all())
+        around = tile_height + 2 * radius, tile_width + 2 * radius
         for top in range(0, height, tile_height):
             rows = min(tile_height, height - top)
             band = np.empty((rows * s, width * s, channels), pixels.dtype)
-            # Indices beyond the last row also fill up the tile, and what comes of them is cropped.
-            down = mirrored(np.arange(top - radius, top + tile_height + radius), height)
             for left in range(0, width, tile_width):
                 columns = min(tile_width, width - left)
-                across = mirrored(np.arange(left - radius, left + tile_width + radius), width)
-                part = pixels[down[:, None], across]
+                # Beyond the last row and column mirrored pixels also fill up the tile, and what
+                # comes of them is cropped.
+                part = cut(pixels, top - radius, left - radius, *around)
                 into = band[:, left * s : (left + columns) * s]
                 if channels >= 3:
                     into[..., :3] = self._run(part[..., :3])[: rows * s, : columns * s]
