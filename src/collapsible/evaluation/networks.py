@@ -46,7 +46,7 @@ def checkpoint(
     """
     from collapsible.deploy import build_picture_graph, save_graph
 
-    name, options = (architecture, {}) if architecture else _described(path, scale)
+    name, options = (architecture, {}) if architecture else described(path, scale)
     network = load_network(path, name, scale, options)
     graph = scratch / "checkpoint.onnx"
     save_graph(build_picture_graph(network, name=name), graph)
@@ -96,7 +96,7 @@ def _facts(folder: Path) -> Path | None:
     return next((p for p in (folder / "facts.json", *reversed(steps)) if p.is_file()), None)
 
 
-def _described(path: Path, scale: int) -> tuple[str, dict[str, Any]]:
+def described(path: Path, scale: int) -> tuple[str, dict[str, Any]]:
     """The network of a weights file, from the card or the run's facts beside it."""
     if path.with_suffix(".json").is_file():
         card = read_card(path.with_suffix(".json"))

@@ -25,6 +25,7 @@ from collapsible.imaging import (
 )
 from collapsible.training.degrade import GRID, degrade, margin
 from collapsible.training.recipes import DegradeSpec
+from collapsible.training.teacher import Teacher
 
 # Luma is kept as 16-bit fixed point: 1/256 of a level is far below the PSNR's last digit, and
 # half the memory of floats.
@@ -54,6 +55,12 @@ def _planes(pixels: np.ndarray, colour: str) -> np.ndarray:
     return np.rint(luma * LUMA_STEPS).astype(np.uint16)[..., None]
 
 
+def _from_unit(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] in the form of other cached ones."""
+    steps = 255.0 * LUMA_STEPS if like.dtype == np.uint16 else 255.0
+    return np.rint(values * np.float32(steps)).astype(like.dtype)
+
+
 def to_unit(planes: np.ndarray) -> np.ndarray:
     """Cached values as float32 in [0, 1], the networks' range."""
     steps = 255.0 * LUMA_STEPS if planes.dtype == np.uint16 else 255.0
@@ -75,6 +82,7 @@ class PairedPictures:
     ``pairs`` holds memory-mapped arrays, so several processes share one copy. ``skipped`` names
     the files that could not be read and why. With ``grey_is_luma`` the values of a grey picture are
     its luma, as the field measures; without, it goes through RGB, as when it is enlarged.
+    ``teacher`` makes the high-resolution ones anew.
     Raises ``UsageError`` if a folder is missing or no picture is large enough for ``smallest``
     low-resolution pixels a side.
     """
@@ -88,6 +96,7 @@ class PairedPictures:
         rescale: tuple[float, ...] = (1.0,),
         smallest: int = 1,
         grey_is_luma: bool = False,
+        teacher: Teacher | None = None,
         cache: Path | None = None,
         on_picture: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -97,13 +106,14 @@ class PairedPictures:
                 raise UsageError(f"no folder of pictures at {folder}")
             files += list_pictures(folder, recursive=True)
         self.scale, self.colour, self.rescale = scale, colour, rescale
-        self.grey_is_luma = grey_is_luma and colour == "y"
+        self.grey_is_luma, self.teacher = grey_is_luma and colour == "y", teacher
         described = [
             (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files
         ]
         settings = [
             *(CACHE_VERSION, scale, colour, list(rescale), smallest, grey_is_luma),
             described,
+            *(() if teacher is None else teacher.key),
         ]
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:24]
         target = (cache or cache_folder()) / f"pairs-{key}"
@@ -143,9 +153,13 @@ class PairedPictures:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
         try:
-            pictures, skipped, start = [], [], 0
+            # A folder that is given twice is drawn from twice as often; it is decoded once.
+            distinct = list(dict.fromkeys(path.resolve() for path in files))
+            pictures: dict[Path, list[list[object]]] = {}
+            skipped, start = [], 0
             high_parts, low_parts = [], []
-            for number, path in enumerate(files):
+            for number, path in enumerate(distinct):
+                pictures[path] = []
                 try:
                     pixels = read_picture(path).pixels
                 except PictureError as error:
@@ -160,16 +174,21 @@ class PairedPictures:
                     if min(copy.shape[:2]) < smallest * self.scale:
                         continue
                     low = _planes(resize(copy, scale=1 / self.scale), self.colour)
-                    high_parts.append(_planes(copy, self.colour).ravel())
+                    high = _planes(copy, self.colour)
+                    if self.teacher is not None:
+                        mixed = self.teacher.target(to_unit(low), to_unit(high))
+                        high = _from_unit(mixed, high)
+                    high_parts.append(high.ravel())
                     low_parts.append(low.ravel())
-                    pictures.append([f"{path.stem}@{factor:g}", *low.shape, start])
+                    pictures[path].append([f"{path.stem}@{factor:g}", *low.shape, start])
                     start += low.size
                 if on_picture:
-                    on_picture(number + 1, len(files))
+                    on_picture(number + 1, len(distinct))
             empty = np.zeros(0, np.uint16 if self.colour == "y" else np.uint8)
             np.save(folder / "high.npy", np.concatenate([*high_parts, empty]))
             np.save(folder / "low.npy", np.concatenate([*low_parts, empty]))
-            index = json.dumps({"pictures": pictures, "skipped": skipped})
+            drawn = [one for path in files for one in pictures[path.resolve()]]
+            index = json.dumps({"pictures": drawn, "skipped": skipped})
             (folder / "index.json").write_text(index)
             try:
                 folder.rename(target)

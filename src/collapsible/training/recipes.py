@@ -95,6 +95,19 @@ class DegradeSpec:
 
 
 @dataclass(frozen=True)
+class TeacherSpec:
+    """A network whose output is mixed into the targets of super-resolution.
+
+    ``model`` is a shipped one's name, or a file of weights with a card or a run's facts beside it.
+    ``share`` of a target is its output for the reduced picture, the rest the picture itself. No
+    model (the default): pictures alone.
+    """
+
+    model: str = ""
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
 class OptimiserSpec:
     """``adam``, ``adamw`` or ``soap``; ``clip`` bounds the gradient's norm (0 leaves it).
 
@@ -142,6 +155,7 @@ class Recipe:
     schedule: ScheduleSpec = field(default_factory=ScheduleSpec)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     degrade: DegradeSpec = field(default_factory=DegradeSpec)
+    teacher: TeacherSpec = field(default_factory=TeacherSpec)
     loss: str = "l1"
     precision: str = "fp32"
     average: float = 0.999
@@ -260,9 +274,11 @@ def parse_recipe(table: dict[str, Any]) -> Recipe:
     if recipe.optimiser.amsgrad and recipe.optimiser.kind == "soap":
         raise UsageError("optimiser.amsgrad: it is for adam and adamw, not for soap")
     if recipe.task == "super-resolution":
-        _check_degrade(recipe)
+        _check_super_resolution(recipe)
     elif recipe.degrade != DegradeSpec():
         raise UsageError("degrade: it is for the patches of super-resolution")
+    elif recipe.teacher != TeacherSpec():
+        raise UsageError("teacher: it is for the targets of super-resolution")
     if recipe.task == "classification":
         _check_classification(recipe)
     elif recipe.task == "detection":
@@ -275,7 +291,9 @@ def parse_recipe(table: dict[str, Any]) -> Recipe:
     return recipe
 
 
-def _check_degrade(recipe: Recipe) -> None:
+def _check_super_resolution(recipe: Recipe) -> None:
+    if not 0 < recipe.teacher.share <= 1:
+        raise UsageError(f"teacher.share = {recipe.teacher.share}: expected above 0, to 1")
     if not 0 <= recipe.degrade.share <= 1:
         raise UsageError(f"degrade.share = {recipe.degrade.share}: expected 0 to 1")
     for key, (least, most) in RANGES.items():

@@ -17,6 +17,7 @@ from collapsible.models.registry import load_weights
 from collapsible.models.sesr import SESR
 from collapsible.training.pairs import PairedPictures, PatchSampler, to_unit
 from collapsible.training.recipes import NetworkSpec, Recipe
+from collapsible.training.teacher import Teacher
 
 SESR_BY_DEPTH = ("sesr_m2", "sesr_m3", "sesr_m5", "sesr_m7", "sesr_m11")
 
@@ -98,12 +99,16 @@ class SuperResolution:
         scale = recipe.network.scale
         colour = str(recipe.network.options.get("colour", "y"))
         self.recipe = recipe
+        teacher = None
+        if recipe.teacher.model:
+            teacher = Teacher(recipe.teacher, recipe.network, precision=recipe.precision)
         pictures = PairedPictures(
             data,
             scale=scale,
             colour=colour,
             rescale=recipe.data.rescale,
             smallest=recipe.data.patch,
+            teacher=teacher,
             on_picture=on_picture,
         )
         self.skipped = pictures.skipped
@@ -138,8 +143,12 @@ class SuperResolution:
             return difference.square().mean()
         if self.recipe.loss == "psnr":
             # The measure itself is a mean of logarithms over pictures. The constant (40 dB) keeps
-            # patches that are nearly flat, and so nearly perfect, from taking over.
-            return (difference.square().mean((1, 2, 3)) + 1e-4).log10().mul(10).mean()
+            # patches that are nearly flat, and so nearly perfect, from taking over. What a teacher
+            # takes from the error it takes from the constant, or all patches would count alike.
+            teacher = self.recipe.teacher
+            own = max(1 - teacher.share, 0.1) if teacher.model else 1.0
+            error = difference.square().mean((1, 2, 3)) + 1e-4 * own**2
+            return error.log10().mul(10).mean()
         if self.recipe.loss == "charbonnier":
             return (difference.square() + 1e-6).sqrt().mean()
         return difference.abs().mean()

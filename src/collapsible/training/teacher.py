@@ -1,0 +1,70 @@
+"""A better network's output mixed into the pictures that a smaller one learns (distillation)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from collapsible.errors import UsageError
+from collapsible.evaluation.networks import described, load_network
+from collapsible.imaging import extend
+from collapsible.training.recipes import NetworkSpec, TeacherSpec
+from collapsible.weights import find_card, sha256
+
+
+class Teacher:
+    """Makes targets of pictures: ``share`` of what the network makes of them, the rest themselves.
+
+    Of a high-resolution picture most of the detail cannot be told from the reduced one: to the one
+    who learns, it is noise. The teacher's output has none of it, so that the mixture has less, and
+    the gradient too. The teacher's own error is what that costs. Its output is the mean over the
+    eight symmetries of a square (self-ensemble; arXiv 1707.02921, section 3.3).
+    With the mean square error as the loss a mixed target is the same as two losses with these
+    shares, but for a constant; and it costs nothing a step, for it is made once and cached.
+    Raises ``UnknownNameError`` for a name that did not ship, ``UsageError`` if the network is not
+    of this scale or has other colours.
+    """
+
+    def __init__(self, spec: TeacherSpec, student: NetworkSpec, *, precision: str = "fp32") -> None:
+        if spec.model.endswith(".safetensors"):
+            path = Path(spec.model)
+            if not path.is_file():
+                raise UsageError(f"teacher.model: no weights at {path}")
+            architecture, own = described(path, student.scale)
+        else:
+            card = find_card(spec.model, student.scale)
+            path, architecture, own = card.safetensors_path, card.architecture, card.options
+        colours = [str(options.get("colour", "y")) for options in (own, student.options)]
+        if colours[0] != colours[1]:
+            raise UsageError(
+                f"teacher.model = {spec.model!r} enlarges {colours[0]}, not {colours[1]}"
+            )
+        self.share, self.scale = spec.share, student.scale
+        self.bf16 = precision == "bf16"
+        network = load_network(path, architecture, student.scale, own)
+        self.network = network.to(memory_format=torch.channels_last)
+        self.radius = int(getattr(self.network, "receptive_radius", 16))
+        self.key = (sha256(path), spec.share, precision)
+        """What the targets depend on besides the pictures."""
+
+    @torch.inference_mode()
+    def output(self, low: np.ndarray) -> np.ndarray:
+        """Float32 [s * H, s * W, C] in [0, 1] of a picture float32 [H, W, C] in [0, 1]."""
+        edge = self.radius * self.scale
+        around = torch.from_numpy(extend(low, self.radius).transpose(2, 0, 1)[None].copy())
+        total = torch.zeros(())
+        for turns in range(4):
+            for flip in (False, True):
+                x = torch.rot90(around, turns, (2, 3))
+                x = (x.flip(3) if flip else x).contiguous(memory_format=torch.channels_last)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+                    y = self.network(x).float()
+                total = total + torch.rot90(y.flip(3) if flip else y, -turns, (2, 3))
+        mean = (total / 8)[0, :, edge:-edge, edge:-edge]
+        return mean.clamp(0, 1).permute(1, 2, 0).numpy()
+
+    def target(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """The mixture, float32 in [0, 1], for a pair of such pictures."""
+        return high + np.float32(self.share) * (self.output(low) - high)
