@@ -94,13 +94,14 @@ def main() -> None:
         raise SystemExit(f"{given.run} did not follow {recipe.name} to its end: {facts['step']}")
     mean = ", mean of start and end" if given.mean_with else ""
     start = f", started from {given.started_from}" if given.started_from else ""
+    taught = f", taught by {recipe.teacher.model}" if recipe.teacher.model else ""
     card = ship(
         network,
         architecture=normalise_name(spec.name),
         scale=spec.scale,
         options={k: v for k, v in spec.options.items() if k not in TRAINING_OPTIONS},
         training_data=TRAINED_ON + (f", {given.also}" if given.also else "") + TERMS,
-        recipe=f"{recipe.name}: {steps:,} steps{start}{mean}",
+        recipe=f"{recipe.name}: {steps:,} steps{start}{taught}{mean}",
         licence=LICENCE,
         half=given.half,
         calibration=None if given.calibrate is None else read_crops(given.calibrate, spec.scale),
