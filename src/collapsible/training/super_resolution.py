@@ -29,7 +29,7 @@ def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
     shared blocks are taken over and the last one continues from it; SESR, section 4), of an SESR
     of its scale and another depth, as M5 for M11 (further blocks start as the identity) or for M3
     (which takes three of the five), or of the same SESR with PReLU for one with ReLU (whose
-    kernels it takes).
+    kernels it takes) and the other way round (with slopes of nought: the same function).
     Weights are drawn from the recipe's seed.
     """
     torch.manual_seed(recipe.seed)
@@ -44,7 +44,7 @@ def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
     except WeightsError:
         if not isinstance(network, SESR) or not (
             _start_from_smaller(network, spec, start)
-            or _start_from_prelu(network, spec, start)
+            or _start_from_twin(network, spec, start)
             or _start_from_other_depth(network, spec, start)
         ):
             raise
@@ -62,12 +62,16 @@ def _start_from_smaller(network: SESR, spec: NetworkSpec, start: Path) -> bool:
     return False
 
 
-def _start_from_prelu(network: SESR, spec: NetworkSpec, start: Path) -> bool:
-    other = create_model(spec.name, scale=spec.scale, **{**spec.options, "act": "prelu"})
+def _start_from_twin(network: SESR, spec: NetworkSpec, start: Path) -> bool:
+    """With PReLU from ReLU (a slope of nought), or the other way round (slopes dropped)."""
+    act = "prelu" if spec.options.get("act", "prelu") == "relu" else "relu"
+    other = create_model(spec.name, scale=spec.scale, **{**spec.options, "act": act})
     with suppress(WeightsError):
         load_weights(other, start)
         wanted = network.state_dict()
-        network.load_state_dict({k: v for k, v in other.state_dict().items() if k in wanted})
+        same = {k: v for k, v in other.state_dict().items() if k in wanted}
+        slopes = {k: torch.zeros_like(v) for k, v in wanted.items() if k not in same}
+        network.load_state_dict({**same, **slopes})
         return True
     return False
 
