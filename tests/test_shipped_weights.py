@@ -39,7 +39,7 @@ BARS = {
     ("sesr_cpu", 2): {"Set5": 37.42, "Set14": 32.85, "B100": 31.71},
     ("sesr_cpu", 3): {"Set5": 33.40, "Set14": 29.59, "B100": 28.65},
     ("sesr_cpu", 4): {"Set5": 31.06, "Set14": 27.81, "B100": 27.14},
-    ("sesr_m11_relu", 2): {"Set5": 37.40, "Set14": 32.92, "B100": 31.78},
+    ("sesr_m11_relu", 2): {"Set5": 37.54, "Set14": 32.99, "B100": 31.82},
     ("sesr_m11_relu", 4): {"Set5": 31.14, "Set14": 27.86, "B100": 27.17},
     ("sesr_m5_relu", 2): {"Set5": 37.38, "Set14": 32.85, "B100": 31.70},
     ("sesr_m5_relu", 3): {"Set5": 33.25, "Set14": 29.52, "B100": 28.61},
@@ -142,7 +142,9 @@ def test_the_network_for_the_web_is_better_where_pictures_are_compressed(shared_
         )
         gains.append(web - plain)
     assert sum(gains) / len(gains) >= 0.3
-    assert min(gains) >= -0.1
+    assert min(gains[:3]) >= 0.3
+    # At quality 90 there is little to mend, and the other network is better on clean pictures.
+    assert gains[3] >= -0.15
 
 
 @pytest.mark.parametrize("card", CARDS, ids=identify)
