@@ -19,11 +19,15 @@ def recipe(name: str, **options):
     )
 
 
-def test_prelu_starts_where_relu_ended(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "twin", "options"),
+    [("sesr_m3", "sesr_m3", {"act": "relu"}), ("sesr_m5", "sesr_m5_relu", {})],
+)
+def test_prelu_starts_where_relu_ended(tmp_path, name, twin, options):
     torch.manual_seed(5)
-    relu = create_model("sesr_m3", block="narrow", act="relu")
+    relu = create_model(twin, block="narrow", **options)
     save_weights(relu, tmp_path / "relu.safetensors")
-    prelu = build_network(recipe("sesr_m3"), tmp_path / "relu.safetensors")
+    prelu = build_network(recipe(name), tmp_path / "relu.safetensors")
     x = torch.rand(2, 1, 9, 11)
     with torch.no_grad():
         assert torch.equal(relu(x), prelu(x))

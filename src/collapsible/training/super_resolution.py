@@ -64,14 +64,15 @@ def _start_from_smaller(network: SESR, spec: NetworkSpec, start: Path) -> bool:
 
 def _start_from_twin(network: SESR, spec: NetworkSpec, start: Path) -> bool:
     """With PReLU from ReLU (a slope of nought), or the other way round (slopes dropped)."""
-    act = "prelu" if spec.options.get("act", "prelu") == "relu" else "relu"
+    slopes = any(name.endswith("act.weight") for name in network.state_dict())
+    act = "relu" if slopes else "prelu"
     other = create_model(spec.name, scale=spec.scale, **{**spec.options, "act": act})
     with suppress(WeightsError):
         load_weights(other, start)
         wanted = network.state_dict()
         same = {k: v for k, v in other.state_dict().items() if k in wanted}
-        slopes = {k: torch.zeros_like(v) for k, v in wanted.items() if k not in same}
-        network.load_state_dict({**same, **slopes})
+        missing = {k: torch.zeros_like(v) for k, v in wanted.items() if k not in same}
+        network.load_state_dict({**same, **missing})
         return True
     return False
 
