@@ -16,10 +16,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ship_weights import SETS
+
 from collapsible.reproduce.sesr_published import published
 from collapsible.weights import Card, list_cards
 
-SETS = ("Set5", "Set14", "B100")
 Scores = Mapping[str, tuple[float, float]]
 
 

@@ -55,16 +55,19 @@ def _planes(pixels: np.ndarray, colour: str) -> np.ndarray:
     return np.rint(luma * LUMA_STEPS).astype(np.uint16)[..., None]
 
 
-def _from_unit(values: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] in the form of other cached ones."""
-    steps = 255.0 * LUMA_STEPS if like.dtype == np.uint16 else 255.0
-    return np.rint(values * np.float32(steps)).astype(like.dtype)
+def _level(planes: np.ndarray) -> float:
+    """How many steps of these cached values make a level of 255."""
+    return LUMA_STEPS if planes.dtype == np.uint16 else 1.0
 
 
 def to_unit(planes: np.ndarray) -> np.ndarray:
     """Cached values as float32 in [0, 1], the networks' range."""
-    steps = 255.0 * LUMA_STEPS if planes.dtype == np.uint16 else 255.0
-    return planes.astype(np.float32) * np.float32(1.0 / steps)
+    return planes.astype(np.float32) * np.float32(1.0 / (255.0 * _level(planes)))
+
+
+def _from_unit(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Values in [0, 1] in the form of other cached ones."""
+    return np.rint(values * np.float32(255.0 * _level(like))).astype(like.dtype)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class PairedPictures:
         folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
         try:
             # A folder that is given twice is drawn from twice as often; it is decoded once.
-            distinct = list(dict.fromkeys(path.resolve() for path in files))
+            distinct = list(dict.fromkeys(files))
             pictures: dict[Path, list[list[object]]] = {}
             skipped, start = [], 0
             high_parts, low_parts = [], []
@@ -187,7 +190,7 @@ class PairedPictures:
             empty = np.zeros(0, np.uint16 if self.colour == "y" else np.uint8)
             np.save(folder / "high.npy", np.concatenate([*high_parts, empty]))
             np.save(folder / "low.npy", np.concatenate([*low_parts, empty]))
-            drawn = [one for path in files for one in pictures[path.resolve()]]
+            drawn = [one for path in files for one in pictures[path]]
             index = json.dumps({"pictures": drawn, "skipped": skipped})
             (folder / "index.json").write_text(index)
             try:
@@ -268,6 +271,5 @@ class PatchSampler:
         before = [around + s for s in shift]
         sides = [b + size + around for b in before]
         part = cut(picture, top - before[0], left - before[1], *sides)
-        steps = LUMA_STEPS if picture.dtype == np.uint16 else 1.0
-        whole = degrade(part, self.spec, random, steps=steps)
+        whole = degrade(part, self.spec, random, steps=_level(picture))
         return whole[before[0] : before[0] + size, before[1] : before[1] + size]
