@@ -72,6 +72,7 @@ def train(
     from collapsible.errors import UsageError
     from collapsible.training import Classification, Detection, read_recipe, start_fabric
     from collapsible.training import train as run
+    from collapsible.training.precision import usable_precision
     from collapsible.training.recipes import UNITS
 
     chosen = read_recipe(recipe)
@@ -90,6 +91,11 @@ def train(
             raise UsageError(f"--validate {item!r}: expected NAME=FOLDER")
         sets[name] = Path(folder)
     fabric = start_fabric(chosen)
+    if (
+        fabric.is_global_zero
+        and usable_precision(chosen.precision, fabric.device.type) != chosen.precision
+    ):
+        complain(f"this CPU has no {chosen.precision} arithmetic: the run computes in fp32")
     with progress("decoding pictures") as update:
         task, network = _prepare(
             chosen,

@@ -28,6 +28,7 @@ from collapsible.training.checkpoints import (
     save_checkpoint,
 )
 from collapsible.training.optimisers import build_optimiser
+from collapsible.training.precision import usable_precision
 from collapsible.training.recipes import (
     UNITS,
     Recipe,
@@ -133,15 +134,22 @@ def process_count() -> int:
 
 
 def start_fabric(recipe: Recipe, accelerator: str = "auto") -> Fabric:
-    """Fabric for this process; under torchrun it joins the other processes (gloo on CPUs)."""
+    """Fabric for this process; under torchrun it joins the other processes (gloo on CPUs).
+
+    A CPU without bf16 arithmetic computes in fp32 whatever the recipe says (``usable_precision``).
+    """
     world = process_count()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
+    kind = accelerator
+    if kind == "auto":
+        kind = "gpu" if torch.cuda.is_available() or torch.mps.is_available() else "cpu"
+    precision = usable_precision(recipe.precision, kind)
     fabric = Fabric(
         accelerator=accelerator,
         devices=local,
         num_nodes=max(1, world // local),
         strategy="ddp" if world > 1 else "auto",
-        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+        precision="bf16-mixed" if precision == "bf16" else "32-true",
     )
     fabric.launch()
     return fabric

@@ -141,9 +141,9 @@ class Recipe:
 
     ``loss`` is ``l1``, ``l2``, ``charbonnier`` or ``psnr`` (minus the patch's own), of a
     classification ``cross-entropy`` and of a detection ``faster-rcnn``, the only ones;
-    ``precision`` is ``fp32`` or ``bf16`` (weights and optimiser stay fp32). ``average`` is
-    the decay per step of the running mean of the weights, which is what gets validated and shipped
-    (0 turns it off).
+    ``precision`` is ``fp32`` or ``bf16`` (weights and optimiser stay fp32; a CPU without bf16
+    computes in fp32). ``average`` is the decay per step of the running mean of the weights, which
+    is what gets validated and shipped (0 turns it off).
     """
 
     name: str

@@ -10,6 +10,7 @@ import torch
 from collapsible.errors import UsageError
 from collapsible.evaluation.networks import described, load_network
 from collapsible.imaging import extend
+from collapsible.training.precision import usable_precision
 from collapsible.training.recipes import NetworkSpec, TeacherSpec
 from collapsible.weights import find_card, sha256
 
@@ -42,6 +43,7 @@ class Teacher:
                 f"teacher.model = {spec.model!r} enlarges {colours[0]}, not {colours[1]}"
             )
         self.share, self.scale = spec.share, student.scale
+        precision = usable_precision(precision, "cpu")
         self.bf16 = precision == "bf16"
         network = load_network(path, architecture, student.scale, own)
         self.network = network.to(memory_format=torch.channels_last)
