@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from collapsible.deploy.cache import built_folder, cache_folder
 from collapsible.errors import PictureError, UsageError
 from collapsible.evaluation.labelled import LabelledPictures
-from collapsible.training.pairs import cache_folder
 
 # Raise when the layout of the cache changes.
 CACHE_VERSION = 1
@@ -125,9 +123,7 @@ class DecodedPictures:
                 yield first, future.result()
 
     def _build(self, bound: int, on_picture: Callable[[int, int], None] | None) -> None:
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder.parent))
-        try:
+        with built_folder(self.folder, "skipped.json") as draft:
             rows, skipped, used = [], [], 0
             with (draft / "pixels.bin").open("wb") as file:
                 for index, pixels in self._decoded():
@@ -143,11 +139,3 @@ class DecodedPictures:
                         on_picture(index + 1, len(self.source))
             np.save(draft / "table.npy", np.array(rows, np.int64).reshape(-1, 4))
             (draft / "skipped.json").write_text(json.dumps(skipped))
-            try:
-                draft.rename(self.folder)
-            except OSError:
-                # Another run was first; both hold the same bytes.
-                if not (self.folder / "skipped.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)

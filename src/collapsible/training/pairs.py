@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from collapsible.deploy.cache import built_folder, cache_folder
 from collapsible.errors import PictureError, UsageError
 from collapsible.evaluation.labelled import as_rgb8
 from collapsible.imaging import (
@@ -33,15 +31,6 @@ LUMA_STEPS = 256.0
 # Raise when the layout or the arithmetic of the cache changes.
 CACHE_VERSION = 2
 CLEAN = DegradeSpec()
-
-
-def cache_folder() -> Path:
-    """Where decoded pictures are kept: ``$COLLAPSIBLE_CACHE`` or the user's cache folder."""
-    given = os.environ.get("COLLAPSIBLE_CACHE")
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "collapsible"
 
 
 def _planes(pixels: np.ndarray, colour: str) -> np.ndarray:
@@ -153,9 +142,7 @@ class PairedPictures:
         smallest: int,
         on_picture: Callable[[int, int], None] | None,
     ) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".building-", dir=target.parent))
-        try:
+        with built_folder(target, "index.json") as folder:
             # A folder that is given twice is drawn from twice as often; it is decoded once.
             distinct = list(dict.fromkeys(files))
             pictures: dict[Path, list[list[object]]] = {}
@@ -193,14 +180,6 @@ class PairedPictures:
             drawn = [one for path in files for one in pictures[path]]
             index = json.dumps({"pictures": drawn, "skipped": skipped})
             (folder / "index.json").write_text(index)
-            try:
-                folder.rename(target)
-            except OSError:
-                # Another process of the same run was first; both hold the same bytes.
-                if not (target / "index.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 class PatchSampler:
