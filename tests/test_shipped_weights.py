@@ -15,6 +15,7 @@ from collapsible.folding import collapse
 from collapsible.imaging import rgb_to_y, ycbcr_to_rgb
 from collapsible.models import create_model
 from collapsible.upscaler import Upscaler
+from collapsible.upscaler.int8 import int8_saturates
 from collapsible.weights import DEFAULT_MODEL, FOLDER, find_card, list_cards, sha256
 
 CARDS = list_cards()
@@ -169,6 +170,16 @@ def test_int8_costs_at_most_a_tenth_of_a_decibel(shared_data, card):
         for name in ("Set5", "Set14", "B100")
     ]
     assert sum(losses) / 3 <= 0.10
-    report = evaluate(card.name, shared_data / "sr" / "Set5", scale=card.scale, precision="int8")
-    assert report.precision == "int8"
-    assert report.psnr == pytest.approx(card.metrics_int8["Set5"]["psnr"], abs=0.01)
+    stated = card.metrics_int8["Set5"]["psnr"]
+    for engine in ("onnxruntime", "openvino"):
+        report = evaluate(
+            *(card.name, shared_data / "sr" / "Set5"),
+            scale=card.scale,
+            precision="int8",
+            engine=engine,
+        )
+        assert report.precision == "int8"
+        # Where int8 saturates, OpenVINO's weights are rounded more coarsely.
+        coarser = engine == "openvino" and int8_saturates()
+        assert stated - report.psnr <= (0.06 if coarser else 0.01)
+        assert report.psnr - stated <= 0.01

@@ -21,6 +21,7 @@ from collapsible.deploy.quiet import quiet
 from collapsible.deploy.ranges import TAILS, TRIED, Ranges, distance, spans, widen
 from collapsible.errors import ExportError, UsageError, require_packages
 from collapsible.imaging import atomic_write
+from collapsible.upscaler.int8 import ONNXRUNTIME_EXACT, exact_options
 from collapsible.upscaler.openvino_import import import_openvino
 
 Engine = Literal["onnxruntime", "openvino"]
@@ -227,6 +228,7 @@ def _onnxruntime(path: Path) -> tuple[list[int], Any]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry(*ONNXRUNTIME_EXACT)
     session = onnxruntime.InferenceSession(
         path.read_bytes(), options, providers=["CPUExecutionProvider"]
     )
@@ -239,7 +241,9 @@ def _openvino(path: Path) -> tuple[list[int], Any]:
 
     core = openvino.Core()
     compiled = core.compile_model(
-        core.read_model(path.read_bytes(), b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        core.read_model(path.read_bytes(), b""),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", **exact_options()},
     )
     (shape,) = (port.shape for port in compiled.inputs)
     return list(shape), lambda part: np.array(compiled(part)[0])

@@ -19,6 +19,7 @@ from collapsible.errors import (
 )
 from collapsible.imaging import rgb_to_y
 from collapsible.upscaler.graph_file import GraphFile
+from collapsible.upscaler.int8 import ONNXRUNTIME_EXACT, int8_saturates, prevent_overflow
 from collapsible.upscaler.openvino_import import import_openvino
 
 ENGINES = ("openvino", "onnxruntime")
@@ -79,6 +80,8 @@ class OpenVinoEngine:
             for port in ports
         )
         _check_contract(graph, kept)
+        if precision == "int8" and int8_saturates():
+            prevent_overflow(self._network)
         self._options: dict[str, Any] = {
             # What an int8 graph does not compute in int8 it computes in fp32.
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
@@ -156,6 +159,7 @@ class OnnxRuntimeEngine:
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry(*ONNXRUNTIME_EXACT)
         if self._threads:
             options.intra_op_num_threads = self._threads
         try:
