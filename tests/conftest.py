@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import signal
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def shared_data() -> Path:
     if not (folder / "sr").is_dir():
         pytest.skip(f"real pictures not found at {folder} (set COLLAPSIBLE_SHARED_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def cpu_flags() -> set[str]:
+    """What the CPU can do, in Linux' words for x86."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not cpuinfo.is_file():
+        pytest.skip("asks Linux what an x86-64 CPU has")
+    return set(cpuinfo.read_text().split("flags", 1)[1].split("\n", 1)[0].split())
 
 
 @pytest.fixture(scope="session")

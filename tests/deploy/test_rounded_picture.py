@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
 from deploy.test_quantise import scene
+from exact_onnx import run_exactly
 
 from collapsible.deploy import build_picture_graph
 from collapsible.deploy.quantise import choose_codes
 from collapsible.deploy.rounded_picture import RoundedPicture
 from collapsible.models import create_model
-
-
-def run_exactly(model: onnx.ModelProto, picture: np.ndarray) -> np.ndarray:
-    """By the runtime, node by node as they are written: no int8 kernels, no fusing."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {"picture": picture[None]})[0][0]
 
 
 def run(form: RoundedPicture, picture: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ def usable_precision(wanted: str, device: str) -> str:
 
     Weights, optimiser and loss are float32 in both, so a run may begin in one and go on in the
     other. Imitated, a convolution of 16 channels and its gradients takes about ten times as long
-    as in float32 (measured: EPYC without AVX-512, 16 patches of 32x32). ``device`` is a type,
-    as ``torch.device.type`` has it.
+    as in float32 (measured: EPYC without AVX-512, 16 patches of 32x32). ``device`` is ``cpu`` or
+    the type of an accelerator.
     """
     if wanted == "bf16" and device == "cpu" and not cpu_computes_bf16():
         return "fp32"

@@ -1,12 +1,12 @@
 """int8 graphs give what they state, whatever the CPU's own int8 arithmetic does."""
 
-import platform
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
+import onnx
 import pytest
+from exact_onnx import run_exactly
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
@@ -19,14 +19,6 @@ COFFEE = Path(__file__).parents[2] / "examples" / "coffee.jpg"
 KERNELS = arrays(np.int8, array_shapes(min_dims=4, max_dims=4, max_side=4))
 
 
-def as_stated(path: Path, picture: np.ndarray) -> np.ndarray:
-    """The graph node by node in float: rounded where it says so, nothing fused, nothing in int8."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: picture[None]})[0][0]
-
-
 @pytest.mark.parametrize(
     ("engine", "saturates"), [("onnxruntime", None), ("openvino", None), ("openvino", True)]
 )
@@ -35,17 +27,14 @@ def test_engines_compute_what_the_graph_states(name, engine, saturates, monkeypa
     if saturates is not None:
         monkeypatch.setattr(engines, "int8_saturates", lambda: saturates)
     picture = np.ascontiguousarray(read_picture(COFFEE).pixels[40:160, 60:200])
-    wanted = as_stated(find_card(name, 2).int8_path, picture).astype(float)
+    wanted = run_exactly(onnx.load(str(find_card(name, 2).int8_path)), picture).astype(float)
     got = open_engine(find_graph(name, 2, "int8"), engine, "int8").run(picture).astype(float)
     # Sums that saturate are off by 10 and more.
     assert ((got - wanted) ** 2).mean() < 1
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="VNNI is of x86-64")
-@pytest.mark.skipif(not Path("/proc/cpuinfo").is_file(), reason="asks Linux what the CPU has")
-def test_saturation_is_found_where_the_cpu_has_no_vnni():
-    flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split()
-    assert int8.int8_saturates() == (not {"avx512_vnni", "avx_vnni"} & set(flags))
+def test_saturation_is_found_where_the_cpu_has_no_vnni(cpu_flags):
+    assert int8.int8_saturates() == (not {"avx512_vnni", "avx_vnni"} & cpu_flags)
 
 
 @given(KERNELS)
