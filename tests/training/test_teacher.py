@@ -61,6 +61,38 @@ def test_targets_are_mixed_and_cached_apart(pictures, teacher):
         assert not np.array_equal(a.high, b.high)
 
 
+def test_what_was_taught_before_a_run_was_killed_is_not_made_again(pictures, tmp_path, monkeypatch):
+    def killed(done: int, of: int) -> None:
+        assert of > 1
+        if done == 1:
+            raise KeyboardInterrupt
+
+    def build(cache: str, on_picture=None) -> tuple[PairedPictures, int]:
+        teacher = Teacher(TeacherSpec("sesr-m3"), STUDENT, cache=tmp_path / cache)
+        calls = []
+        teacher.network.register_forward_hook(lambda *_: calls.append(1))
+        made = PairedPictures(
+            [pictures],
+            scale=2,
+            colour="y",
+            teacher=teacher,
+            cache=tmp_path / cache,
+            on_picture=on_picture,
+        )
+        return made, len(calls)
+
+    with pytest.raises(KeyboardInterrupt):
+        build("killed", killed)
+    rest, calls = build("killed")
+    whole, all_calls = build("whole")
+    assert calls == all_calls - 8
+    for a, b in zip(rest.pairs, whole.pairs, strict=True):
+        assert np.array_equal(a.high, b.high)
+    monkeypatch.setattr("collapsible.training.teacher.load_network", None)
+    teacher = Teacher(TeacherSpec("sesr-m3"), STUDENT, cache=tmp_path / "whole")
+    PairedPictures([pictures], scale=2, colour="y", teacher=teacher, cache=tmp_path / "whole")
+
+
 def test_a_recipe_asks_for_it_and_validation_does_not(pictures):
     recipe = parse_recipe({**RECIPE, "teacher": {"model": "sesr-m3", "share": 0.5}})
     plain = SuperResolution(parse_recipe(RECIPE), [pictures], {"all": pictures})

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
+from collapsible.deploy.cache import cache_folder, make_cache_folder
 from collapsible.errors import UsageError
 from collapsible.evaluation.networks import described, load_network
-from collapsible.imaging import extend
+from collapsible.imaging import atomic_write, extend
 from collapsible.training.precision import usable_precision
 from collapsible.training.recipes import NetworkSpec, TeacherSpec
 from collapsible.weights import find_card, sha256
+
+_LEVELS = 65535
+"""Of the outputs that are kept: the same on every run, made or read."""
 
 
 class Teacher:
@@ -23,12 +30,21 @@ class Teacher:
     the gradient too. The teacher's own error is what that costs. Its output is the mean over the
     eight symmetries of a square (self-ensemble; arXiv 1707.02921, section 3.3).
     With the mean square error as the loss a mixed target is the same as two losses with these
-    shares, but for a constant; and it costs nothing a step, for it is made once and cached.
+    shares, but for a constant; and it costs nothing a step, for it is made once and cached: picture
+    by picture, so that a run that was killed meanwhile, or is given more pictures, makes the rest.
+    ``cache`` is the folder for it, by default the user's.
     Raises ``UnknownNameError`` for a name that did not ship, ``UsageError`` if the network is not
     of this scale or has other colours.
     """
 
-    def __init__(self, spec: TeacherSpec, student: NetworkSpec, *, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        spec: TeacherSpec,
+        student: NetworkSpec,
+        *,
+        precision: str = "fp32",
+        cache: Path | None = None,
+    ) -> None:
         if spec.model.endswith(".safetensors"):
             path = Path(spec.model)
             if not path.is_file():
@@ -45,17 +61,36 @@ class Teacher:
         self.share, self.scale = spec.share, student.scale
         precision = usable_precision(precision, "cpu")
         self.bf16 = precision == "bf16"
-        network = load_network(path, architecture, student.scale, own)
-        self.network = network.to(memory_format=torch.channels_last)
-        self.radius = int(getattr(self.network, "receptive_radius", 16))
-        self.key = (sha256(path), spec.share, precision)
+        self._described = (path, architecture, student.scale, own)
+        made_by = sha256(path)
+        self.kept = (cache or cache_folder()) / f"taught-{made_by[:24]}-{precision}"
+        """The folder of its outputs."""
+        self.key = (made_by, spec.share, precision)
         """What the targets depend on besides the pictures."""
 
-    @torch.inference_mode()
+    @cached_property
+    def network(self) -> nn.Module:
+        """Loaded when first asked for: a run whose targets are all cached does without."""
+        return load_network(*self._described).to(memory_format=torch.channels_last)
+
     def output(self, low: np.ndarray) -> np.ndarray:
-        """Float32 [s * H, s * W, C] in [0, 1] of a picture float32 [H, W, C] in [0, 1]."""
-        edge = self.radius * self.scale
-        around = torch.from_numpy(extend(low, self.radius).transpose(2, 0, 1)[None].copy())
+        """Float32 [s * H, s * W, C] in [0, 1], to 16 bits, of a picture float32 [H, W, C]."""
+        content = hashlib.sha256(repr(low.shape).encode() + low.tobytes()).hexdigest()
+        file = self.kept / f"{content[:32]}.npy"
+        if file.is_file():
+            made = np.load(file)
+        else:
+            made = np.rint(self._ensemble(low) * np.float32(_LEVELS)).astype(np.uint16)
+            make_cache_folder(self.kept)
+            with atomic_write(file) as stream:
+                np.save(stream, made)
+        return made.astype(np.float32) / np.float32(_LEVELS)
+
+    @torch.inference_mode()
+    def _ensemble(self, low: np.ndarray) -> np.ndarray:
+        radius = int(getattr(self.network, "receptive_radius", 16))
+        edge = radius * self.scale
+        around = torch.from_numpy(extend(low, radius).transpose(2, 0, 1)[None].copy())
         total = torch.zeros(())
         for turns in range(4):
             for flip in (False, True):
