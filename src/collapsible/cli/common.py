@@ -77,12 +77,17 @@ def print_json(value: Any) -> None:
 
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar on standard error if that is a terminal, else nothing.
+    """A progress bar on standard error if that is a terminal, else a line for each milestone.
 
-    Yields ``update(done=..., total=..., description=...)``; all are optional.
+    Yields ``update(done=..., total=..., description=..., milestone=...)``; all are optional.
     """
     if not sys.stderr.isatty():
-        yield lambda **_: None
+
+        def tell(milestone: str | None = None, **_: object) -> None:
+            if milestone is not None:
+                complain(milestone)
+
+        yield tell
         return
     from rich.console import Console
     from rich.progress import (
@@ -105,7 +110,10 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
         task = bar.add_task(description, total=total)
 
         def update(
-            done: int | None = None, total: int | None = None, description: str | None = None
+            done: int | None = None,
+            total: int | None = None,
+            description: str | None = None,
+            milestone: str | None = None,
         ) -> None:
             bar.update(task, completed=done, total=total, description=description)
 

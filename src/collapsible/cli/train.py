@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,14 +113,13 @@ def train(
             what = "pictures or boxes" if isinstance(task, Detection) else "pictures"
             complain(f"left out: {len(task.skipped)} {what} that cannot be read or used")
     unit = UNITS[chosen.task]
-    in_file = not sys.stderr.isatty()  # As under nohup, where a bar would be noise.
     with progress("training", chosen.steps) as update:
 
         def show(now: Progress) -> None:
             measured = "".join(f" {name} {value:.2f} {unit}" for name, value in now.metrics.items())
-            update(done=now.step, description=f"loss {now.loss:.5f}{measured}")
-            if in_file and (now.step % chosen.validate_every == 0 or now.step == now.steps):
-                complain(f"step {now.step:,} of {now.steps:,}: loss {now.loss:.5f}{measured}")
+            state = f"loss {now.loss:.5f}{measured}"
+            milestone = f"step {now.step:,} of {now.steps:,}: {state}" if now.validated else None
+            update(done=now.step, description=state, milestone=milestone)
 
         report = run(
             network,

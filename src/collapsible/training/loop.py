@@ -54,13 +54,17 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is, for whoever shows it: after ``step`` of ``steps``."""
+    """Where a run is, for whoever shows it: after ``step`` of ``steps``.
+
+    ``metrics`` are those of the last validation, which was at this step if ``validated``.
+    """
 
     step: int
     steps: int
     loss: float
     learning_rate: float
     metrics: Mapping[str, float]
+    validated: bool
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,8 @@ def train(
             done = step + 1
             # A short memory at first, or the mean would hold the untrained weights for long.
             _track(average, network, min(recipe.average, done / (done + 10)))
-            if done % recipe.validate_every == 0 or done == end:
+            validated = done % recipe.validate_every == 0 or done == end
+            if validated:
                 metrics = task.validate(average) if fabric.is_global_zero else {}
                 if log and metrics:
                     log.write(done, metrics)
@@ -318,7 +323,7 @@ def train(
             if done % recipe.checkpoint_every == 0 or done == end:
                 saved = save(done) or saved
             if on_step and fabric.is_global_zero:
-                on_step(Progress(done, recipe.steps, loss_value, rate, metrics))
+                on_step(Progress(done, recipe.steps, loss_value, rate, metrics, validated))
     finally:
         batches.close()
         if log:
