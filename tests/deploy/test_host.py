@@ -48,16 +48,16 @@ def write_onnx(path: Path, layers: int, features: int = 24, side: int | str = 48
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_more_work_takes_longer(tmp_path, engine):
-    """Twelve layers against one: at least three times as long, noise allowed for."""
+    """Forty-eight layers against one take longer, by far less than 48 times: machines are noisy."""
     pytest.importorskip(engine)
     settings = HostSettings(engine=engine, warm_up=1, runs=5)
     one = measure_host(write_onnx(tmp_path / "one.onnx", 1), settings)
-    twelve = measure_host(write_onnx(tmp_path / "twelve.onnx", 12), settings)
+    many = measure_host(write_onnx(tmp_path / "many.onnx", 48), settings)
     assert 0 < one.least_ms <= one.latency_ms <= one.most_ms
-    assert twelve.least_ms > 3 * one.least_ms
-    assert twelve.runs == 5
-    assert twelve.source.startswith(f"measured: {engine} ")
-    assert "on this host" in twelve.source
+    assert many.least_ms > 2 * one.least_ms
+    assert many.runs == 5
+    assert many.source.startswith(f"measured: {engine} ")
+    assert "on this host" in many.source
 
 
 def test_the_clock_counts_one_run():

@@ -185,7 +185,8 @@ def test_every_sesr_runs_wholly_on_every_npu(name, scale):
     torch.manual_seed(0)
     network = create_model(name, scale=scale)
     for target in ("ethos-u55-128", "ethos-u55-256", "ethos-u65-512", "ethos-u85-256"):
-        tail = "auto" if target.startswith("ethos-u85") else "stages"
+        # What runs wholly there as stages does so by "auto", which tries them among others.
+        tail = "auto" if (name, target) == ("sesr_m5", "ethos-u85-256") else "stages"
         _, report = legalise(network, target, input_size=(1, 1, 24, 32), tail=tail, bend="kept")
         assert report.cpu_operators == (), target
         assert report.error_float64 <= 1e-9 * report.output_range

@@ -231,6 +231,55 @@ def test_what_cannot_start_from_another_depth_is_said():
         relu5.start_from_depth(relu3)
 
 
+@pytest.mark.parametrize("act", ["prelu", "relu"])
+@pytest.mark.parametrize(("scale", "colour"), [(2, "y"), (3, "rgb"), (4, "y")])
+def test_twice_as_wide_it_begins_as_the_mean_of_two_one_turned(act, scale, colour):
+    torch.manual_seed(4)
+    shape = {"kernels": ((3, 1), (3, 3)), "scale": scale, "colour": colour, "act": act}
+    old = create_model("sesr_nas", **shape, features=6, expansion=4).double()
+    new = create_model("sesr_nas", **shape, features=12, expansion=32).double()
+    for parameter in old.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    new.start_from_width(old)
+    x = torch.rand(2, old.first.in_channels, 8, 9, dtype=torch.float64)
+    turned = old(x.flip(2, 3)).flip(2, 3)
+    assert not torch.allclose(turned, old(x), atol=1e-2)
+    torch.testing.assert_close(new(x), (old(x) + turned) / 2, rtol=0, atol=1e-12)
+    # What lies between the two learns: no gradient of the noughts is nought.
+    narrow = create_model("sesr_nas", **shape, features=12, block="narrow").double()
+    thin = create_model("sesr_nas", **shape, features=6, block="narrow").double()
+    narrow.start_from_width(thin)
+    narrow(x).square().sum().backward()
+    for block in narrow.blocks:
+        assert (block.conv.weight[:6, 6:] == 0).all()
+        assert (block.conv.weight.grad[:6, 6:].abs().amax((1, 2, 3)) > 0).any()
+
+
+def test_what_cannot_start_from_half_the_width_is_said():
+    wide = create_model("sesr_nas", features=8, kernels=((2, 3),))
+    for other in ({"features": 8}, {"features": 4, "scale": 3}, {"features": 4, "act": "relu"}):
+        with pytest.raises(UsageError, match="cannot start from two of"):
+            wide.start_from_width(create_model("sesr_nas", kernels=((2, 3),), **other))
+    with pytest.raises(UsageError, match="no middle to turn it by"):
+        wide.start_from_width(create_model("sesr_nas", features=4, kernels=((2, 3),)))
+
+
+def test_training_starts_xl_from_a_file_of_m11(tmp_path):
+    from collapsible.training.recipes import NetworkSpec, Recipe
+    from collapsible.training.super_resolution import build_network
+
+    small = create_model("sesr_m11", scale=2, block="narrow")
+    save_file(small.state_dict(), tmp_path / "m11.safetensors")
+    spec = NetworkSpec("sesr_xl", options={"block": "narrow"})
+    found = build_network(
+        Recipe("test", "super-resolution", spec, steps=1), tmp_path / "m11.safetensors"
+    )
+    x = torch.rand(1, 1, 8, 9)
+    with torch.no_grad():
+        mean = (small(x) + small(x.flip(2, 3)).flip(2, 3)) / 2
+        torch.testing.assert_close(found(x), mean, rtol=0, atol=1e-5)
+
+
 def test_training_starts_from_a_shallower_networks_file(tmp_path):
     from safetensors.torch import save_file
 

@@ -44,8 +44,8 @@ def train(
     start: Annotated[
         Path | None,
         typer.Option(
-            help="Weights to start from, also of a smaller scale; a detector "
-            "also starts from a classifier's."
+            help="Weights to start from, also of a smaller scale, another depth or "
+            "half the width; a detector also starts from a classifier's."
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,

@@ -211,6 +211,53 @@ class SESR(nn.Module):
         for new, old in pairs:
             _load_kernel(new, *_kernel_of(old))
 
+    @torch.no_grad()
+    def start_from_width(self, other: SESR) -> None:
+        """Continue from a network of half the width, as XL starts from M11, in place.
+
+        Two copies of it stand side by side, with noughts between them, and the new network gives
+        the mean of both. The second is turned by 180 degrees: as good as the first, but it errs
+        elsewhere, so that the mean is better than either (self-ensemble; Lim et al.,
+        arXiv 1707.02921, section 3.3). The kernels between them are free to learn.
+        Raises ``UsageError`` if the width is not half, or anything else differs, or a kernel has
+        an even side, which cannot be turned.
+        """
+        mine, theirs = _frame(self), {**_frame(other), "features": 2 * other.features}
+        if mine != theirs or len(self.blocks) != len(other.blocks):
+            raise UsageError(
+                f"a network of {len(self.blocks)} blocks, {mine}, cannot start from two of "
+                f"{len(other.blocks)}, {_frame(other)}"
+            )
+        pairs = [(self.first, other.first), (self.last, other.last)]
+        for new_block, old_block in zip(self.blocks, other.blocks, strict=True):
+            bend, old_bend = _bend(new_block), _bend(old_block)
+            pairs.append((bend.conv, old_bend.conv))
+            slopes = old_bend.act.state_dict()
+            bend.act.load_state_dict({name: torch.cat([s, s]) for name, s in slopes.items()})
+        for new, old in pairs:
+            kernel, bias = _kernel_of(old)
+            if not (kernel.shape[2] % 2 and kernel.shape[3] % 2):
+                raise UsageError(
+                    f"a kernel of {tuple(kernel.shape[2:])} has no middle to turn it by"
+                )
+            turned = kernel.flip(2, 3)
+            if old is other.last:
+                both = torch.cat([kernel, self._turned_pixels(turned)], 1) / 2
+                bias = None if bias is None else (bias + self._turned_pixels(bias)) / 2
+            else:
+                between = torch.zeros_like(kernel)
+                both = torch.cat([kernel, turned])
+                if old is not other.first:
+                    left, right = torch.cat([kernel, between]), torch.cat([between, turned])
+                    both = torch.cat([left, right], 1)
+                bias = None if bias is None else torch.cat([bias, bias])
+            _load_kernel(new, both, bias)
+
+    def _turned_pixels(self, values: Tensor) -> Tensor:
+        """The last block's output channels for a picture turned by 180 degrees."""
+        grid = values.reshape(-1, self.scale**2, *values.shape[1:])
+        return grid.flip(1).reshape(values.shape)
+
 
 def _make_identity(conv: nn.Module) -> None:
     if isinstance(conv, CollapsibleConv2d):
@@ -316,7 +363,7 @@ def sesr_cpu(**options: object) -> SESR:
 
 @register
 def sesr_xl(**options: object) -> SESR:
-    return SESR(blocks=11, features=32, **{"expansion": 64, **options})  # type: ignore[arg-type]
+    return SESR(blocks=11, **{"features": 32, "expansion": 64, **options})  # type: ignore[arg-type]
 
 
 @register

@@ -46,6 +46,7 @@ def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
             _start_from_smaller(network, spec, start)
             or _start_from_twin(network, spec, start)
             or _start_from_other_depth(network, spec, start)
+            or _start_from_half_width(network, spec, start)
         ):
             raise
     return network
@@ -87,6 +88,20 @@ def _start_from_other_depth(network: SESR, spec: NetworkSpec, start: Path) -> bo
             load_weights(other, start)
             network.start_from_depth(other)
             return True
+    return False
+
+
+def _start_from_half_width(network: SESR, spec: NetworkSpec, start: Path) -> bool:
+    """From two copies of one with half the features, as M11 for XL."""
+    if network.features % 2:
+        return False
+    options = {**spec.options, "features": network.features // 2}
+    other = create_model(spec.name, scale=spec.scale, **options)
+    assert isinstance(other, SESR)
+    with suppress(WeightsError):
+        load_weights(other, start)
+        network.start_from_width(other)
+        return True
     return False
 
 
