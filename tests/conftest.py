@@ -7,14 +7,21 @@ import json
 import os
 import platform
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stand_in import RADIUS, build_graph
 
+from collapsible.upscaler.openvino_import import import_openvino
+
 # Under nohup children inherit an ignored SIGINT, and no test could interrupt one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A test that is the first to import it would start its telemetry, in a forked process.
+with suppress(ImportError):
+    import_openvino()
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
