@@ -48,13 +48,13 @@ def write_onnx(path: Path, layers: int, features: int = 24, side: int | str = 48
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_more_work_takes_longer(tmp_path, engine):
-    """Forty-eight layers against one take longer, by far less than 48 times: machines are noisy."""
+    """Forty-eight layers against one: at least three times as long, noise allowed for."""
     pytest.importorskip(engine)
     settings = HostSettings(engine=engine, warm_up=1, runs=5)
     one = measure_host(write_onnx(tmp_path / "one.onnx", 1), settings)
     many = measure_host(write_onnx(tmp_path / "many.onnx", 48), settings)
     assert 0 < one.least_ms <= one.latency_ms <= one.most_ms
-    assert many.least_ms > 2 * one.least_ms
+    assert many.least_ms > 3 * one.least_ms
     assert many.runs == 5
     assert many.source.startswith(f"measured: {engine} ")
     assert "on this host" in many.source

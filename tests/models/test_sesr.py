@@ -262,6 +262,12 @@ def test_what_cannot_start_from_half_the_width_is_said():
             wide.start_from_width(create_model("sesr_nas", kernels=((2, 3),), **other))
     with pytest.raises(UsageError, match="no middle to turn it by"):
         wide.start_from_width(create_model("sesr_nas", features=4, kernels=((2, 3),)))
+    tall, flat = (
+        create_model("sesr_nas", features=features, kernels=kernels, block="narrow")
+        for features, kernels in ((8, ((3, 1), (1, 3))), (4, ((1, 3), (3, 1))))
+    )
+    with pytest.raises(UsageError, match="cannot start from two of"):
+        tall.start_from_width(flat)
 
 
 def test_training_starts_xl_from_a_file_of_m11(tmp_path):

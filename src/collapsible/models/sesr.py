@@ -222,24 +222,24 @@ class SESR(nn.Module):
         Raises ``UsageError`` if the width is not half, or anything else differs, or a kernel has
         an even side, which cannot be turned.
         """
-        mine, theirs = _frame(self), {**_frame(other), "features": 2 * other.features}
-        if mine != theirs or len(self.blocks) != len(other.blocks):
+        convs, theirs = ([net.first, *_convs(net), net.last] for net in (self, other))
+        pairs = list(zip(convs, theirs, strict=False))
+        kernels = [[_kernel_of(conv)[0].shape[2:] for conv in side] for side in (convs, theirs)]
+        wanted = {**_frame(other), "features": 2 * other.features}
+        if _frame(self) != wanted or kernels[0] != kernels[1]:
             raise UsageError(
-                f"a network of {len(self.blocks)} blocks, {mine}, cannot start from two of "
+                f"a network of {len(self.blocks)} blocks, {_frame(self)}, cannot start from two of "
                 f"{len(other.blocks)}, {_frame(other)}"
             )
-        pairs = [(self.first, other.first), (self.last, other.last)]
-        for new_block, old_block in zip(self.blocks, other.blocks, strict=True):
-            bend, old_bend = _bend(new_block), _bend(old_block)
-            pairs.append((bend.conv, old_bend.conv))
-            slopes = old_bend.act.state_dict()
-            bend.act.load_state_dict({name: torch.cat([s, s]) for name, s in slopes.items()})
+        for height, width in kernels[0]:
+            if not (height % 2 and width % 2):
+                raise UsageError(f"a kernel of {(height, width)} has no middle to turn it by")
+        for block, old_block in zip(self.blocks, other.blocks, strict=True):
+            slopes = _bend(old_block).act.state_dict()
+            doubled = {name: torch.cat([slope, slope]) for name, slope in slopes.items()}
+            _bend(block).act.load_state_dict(doubled)
         for new, old in pairs:
             kernel, bias = _kernel_of(old)
-            if not (kernel.shape[2] % 2 and kernel.shape[3] % 2):
-                raise UsageError(
-                    f"a kernel of {tuple(kernel.shape[2:])} has no middle to turn it by"
-                )
             turned = kernel.flip(2, 3)
             if old is other.last:
                 both = torch.cat([kernel, self._turned_pixels(turned)], 1) / 2
@@ -292,9 +292,13 @@ def _bend(block: nn.Module) -> Bend:
     return block
 
 
+def _convs(network: SESR) -> list[nn.Module]:
+    return [_bend(block).conv for block in network.blocks]
+
+
 def _frame(network: SESR) -> dict[str, object]:
     """What two networks share where they differ in the number of blocks alone."""
-    convs = [_bend(block).conv for block in network.blocks]
+    convs = _convs(network)
     return {
         "features": network.features,
         "scale": network.scale,

@@ -52,15 +52,21 @@ def build_network(recipe: Recipe, start: Path | None = None) -> nn.Module:
     return network
 
 
-def _start_from_smaller(network: SESR, spec: NetworkSpec, start: Path) -> bool:
-    for scale in range(2, spec.scale):
-        other = create_model(spec.name, scale=scale, **spec.options)
-        assert isinstance(other, SESR)
-        with suppress(WeightsError):
-            load_weights(other, start)
-            network.start_from(other)
-            return True
+def _begun(begin: Callable[[SESR], None], other: nn.Module, start: Path) -> bool:
+    """Whether the file fits ``other``; if so, ``begin`` has gone on from it."""
+    assert isinstance(other, SESR)
+    with suppress(WeightsError):
+        load_weights(other, start)
+        begin(other)
+        return True
     return False
+
+
+def _start_from_smaller(network: SESR, spec: NetworkSpec, start: Path) -> bool:
+    return any(
+        _begun(network.start_from, create_model(spec.name, scale=scale, **spec.options), start)
+        for scale in range(2, spec.scale)
+    )
 
 
 def _start_from_twin(network: SESR, spec: NetworkSpec, start: Path) -> bool:
@@ -68,14 +74,14 @@ def _start_from_twin(network: SESR, spec: NetworkSpec, start: Path) -> bool:
     slopes = any(name.endswith("act.weight") for name in network.state_dict())
     act = "relu" if slopes else "prelu"
     other = create_model(spec.name, scale=spec.scale, **{**spec.options, "act": act})
-    with suppress(WeightsError):
-        load_weights(other, start)
+
+    def begin(other: SESR) -> None:
         wanted = network.state_dict()
         same = {k: v for k, v in other.state_dict().items() if k in wanted}
         missing = {k: torch.zeros_like(v) for k, v in wanted.items() if k not in same}
         network.load_state_dict({**same, **missing})
-        return True
-    return False
+
+    return _begun(begin, other, start)
 
 
 def _start_from_other_depth(network: SESR, spec: NetworkSpec, start: Path) -> bool:
@@ -84,9 +90,7 @@ def _start_from_other_depth(network: SESR, spec: NetworkSpec, start: Path) -> bo
         assert isinstance(other, SESR)
         if len(other.blocks) == len(network.blocks) or other.features != network.features:
             continue
-        with suppress(WeightsError):
-            load_weights(other, start)
-            network.start_from_depth(other)
+        if _begun(network.start_from_depth, other, start):
             return True
     return False
 
@@ -97,12 +101,7 @@ def _start_from_half_width(network: SESR, spec: NetworkSpec, start: Path) -> boo
         return False
     options = {**spec.options, "features": network.features // 2}
     other = create_model(spec.name, scale=spec.scale, **options)
-    assert isinstance(other, SESR)
-    with suppress(WeightsError):
-        load_weights(other, start)
-        network.start_from_width(other)
-        return True
-    return False
+    return _begun(network.start_from_width, other, start)
 
 
 class SuperResolution:
