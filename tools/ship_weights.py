@@ -5,7 +5,8 @@
 RECIPE names the shipped recipe that the run followed; --sets holds Set5, Set14 and B100, whose
 figures are measured by ``collapsible.evaluation`` on the very files that are written. With
 --mean-with FILE what ships is the mean of the run's weights and that file's (training form). With
---calibrate FOLDER an int8 graph is made too, its ranges taken from pictures of that folder.
+--calibrate FOLDER an int8 graph is made too, its ranges taken from pictures of that folder. With
+--teacher-to FOLDER nothing ships: weights and card alone go there, for ``train --teacher``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collapsible.deploy.samples import read_crops
 from collapsible.evaluation import PROTOCOL, evaluate
 from collapsible.models import create_model
 from collapsible.training import read_recipe
-from collapsible.weights import Card, normalise_name
+from collapsible.weights import FOLDER, Card, normalise_name
 
 SETS = ("Set5", "Set14", "B100")
 # Of how it is trained; nothing of them is left once it is collapsed.
@@ -61,7 +62,8 @@ def measure(
 
 def measured(card: Card, sets: Path) -> Card:
     """The card with figures of the files it stands for, the int8 graph's too where there is one."""
-    figures = measure(card.architecture, sets, card.scale, "fp32")
+    model = card.architecture if card.folder == FOLDER else card.safetensors_path
+    figures = measure(model, sets, card.scale, "fp32")
     card = replace(card, protocol=CARD_PROTOCOL, metrics=figures)
     if not card.has_int8:
         return card
@@ -77,7 +79,10 @@ def main() -> None:
     parser.add_argument("--mean-with", type=Path, help="weights to take the mean with")
     parser.add_argument("--half", action="store_true", help="round to fp16: half the bytes")
     parser.add_argument("--also", default="", help="further training pictures, in words")
-    parser.add_argument("--calibrate", type=Path)
+    parser.add_argument("--taught-by", default="", help="the teacher, in words")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--calibrate", type=Path)
+    kind.add_argument("--teacher-to", type=Path)
     given = parser.parse_args()
     recipe = read_recipe(given.recipe)
     spec = recipe.network
@@ -96,11 +101,14 @@ def main() -> None:
         raise SystemExit(f"{given.run} did not follow {recipe.name} to its end: {facts['step']}")
     mean = ", mean of start and end" if given.mean_with else ""
     start = f", started from {given.started_from}" if given.started_from else ""
-    taught = f", taught by {recipe.teacher.model}" if recipe.teacher.model else ""
+    # ``train --teacher`` may have given another than the recipe's.
+    teacher = given.taught_by or followed["teacher"]["model"]
+    taught = f", taught by {teacher}" if teacher else ""
     card = ship(
         network,
         architecture=normalise_name(spec.name),
         scale=spec.scale,
+        folder=given.teacher_to or FOLDER,
         options={k: v for k, v in spec.options.items() if k not in TRAINING_OPTIONS},
         training_data=TRAINED_ON + (f", {given.also}" if given.also else "") + TERMS,
         recipe=f"{recipe.name}: {steps:,} steps{start}{taught}{mean}",
@@ -108,6 +116,9 @@ def main() -> None:
         half=given.half,
         calibration=None if given.calibrate is None else read_crops(given.calibrate, spec.scale),
     )
+    if given.teacher_to is not None:
+        card.onnx_path.unlink()
+        card = replace(card, sha256={"safetensors": card.sha256["safetensors"]})
     write_card(measured(card, given.sets))
 
 

@@ -68,9 +68,34 @@ def test_bad_pictures_are_named_and_training_goes_on(work):
     assert "bad.jpg" in done.stderr
 
 
+def test_a_run_of_twice_the_width_teaches(work):
+    """By the option as by the recipe's own table; without either the targets are others."""
+    wide = (work / "tiny.toml").read_text().replace("features = 4", "features = 8")
+    (work / "wide.toml").write_text(wide)
+    made = call("train", work / "wide.toml", "--data", work / "data", "--out", work / "wide")
+    assert made.exit_code == 0, made.stderr
+    weights = work / "wide" / "weights.safetensors"
+    (work / "taught.toml").write_text(f'{RECIPE}[teacher]\nmodel = "{weights}"\n')
+
+    def loss(recipe, *options):
+        out = work / f"run-{recipe}-{len(options)}"
+        run = call(
+            "train", work / recipe, "--data", work / "data", "--out", out, *options, "--json"
+        )
+        assert run.exit_code == 0, run.stderr
+        return json.loads(run.stdout)["loss"]
+
+    plain, taught = loss("tiny.toml"), loss("taught.toml")
+    assert plain != taught
+    assert loss("tiny.toml", "--teacher", weights) == taught
+    assert loss("taught.toml", "--teacher", "") == plain
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (["--teacher", "none.safetensors"], "teacher.model: no weights at none.safetensors"),
+        (["--teacher", "sesr-m4"], "sesr-m4"),
         (["--steps", "0"], "--steps 0: the least is 1"),
         (["--validate", "Set5"], "expected NAME=FOLDER"),
         (["--data", "nowhere"], "no folder of pictures at nowhere"),
@@ -83,6 +108,12 @@ def test_wrong_use_is_one_line_and_exit_code_2(work, change, message):
     assert result.exit_code == 2
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_classifier_has_no_such_teacher(work):
+    result = call("train", "classify-imagenette160", "--data", work, "--teacher", "sesr-m3")
+    assert result.exit_code == 2
+    assert "--teacher is for super-resolution" in result.stderr
 
 
 def test_unknown_recipe_offers_the_nearest(work):

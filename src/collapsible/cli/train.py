@@ -50,6 +50,13 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     steps: Annotated[int | None, typer.Option(help="Steps, instead of the recipe's.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="The network whose output is mixed into the targets, instead of the recipe's: a "
+            "shipped one's name, or weights of a run."
+        ),
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse unreadable pictures instead of skipping them.")
     ] = False,
@@ -80,6 +87,10 @@ def train(
         if steps < 1:
             raise UsageError(f"--steps {steps}: the least is 1")
         chosen = replace(chosen, steps=steps)
+    if teacher is not None:
+        if chosen.task != "super-resolution":
+            raise UsageError(f"--teacher is for super-resolution; {chosen.name} is {chosen.task}")
+        chosen = replace(chosen, teacher=replace(chosen.teacher, model=teacher))
     if workers < 0:
         raise UsageError(f"--workers {workers}: the least is 0")
     if threads is not None:
