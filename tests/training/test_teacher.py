@@ -11,12 +11,16 @@ from PIL import Image
 
 import collapsible.defence
 from collapsible.errors import UnknownNameError, UsageError
+from collapsible.evaluation.measure import evaluate_luma
 from collapsible.evaluation.networks import luma_function
+from collapsible.evaluation.pairs import read_pairs
 from collapsible.training.pairs import LUMA_STEPS, PairedPictures, to_unit
 from collapsible.training.recipes import NetworkSpec, TeacherSpec, parse_recipe
 from collapsible.training.super_resolution import SuperResolution
 from collapsible.training.teacher import Teacher
+from collapsible.weights import find_card, list_cards, sha256
 
+TEACHERS = Path(__file__).parents[2] / "teachers"
 DEFENCE_WEIGHTS = Path(collapsible.defence.__file__).parent / "weights"
 STUDENT = NetworkSpec("sesr_m2", 2)
 RECIPE = {
@@ -125,6 +129,21 @@ def test_a_file_of_weights_teaches_colour(tmp_path):
     (pair,) = PairedPictures([tmp_path], scale=2, colour="rgb", teacher=teacher).pairs
     assert pair.high.dtype == np.uint8
     assert np.abs(pair.high.astype(int) - 77).max() <= 2
+
+
+@pytest.mark.parametrize("card", list_cards(TEACHERS), ids=lambda card: f"x{card.scale}")
+def test_the_wide_teachers_are_what_their_cards_say(shared_data, card):
+    """Those of SESR-XL, beside the package: better than what they teach, by their cards too."""
+    assert sha256(card.safetensors_path) == card.sha256["safetensors"]
+    student = NetworkSpec("sesr_xl", card.scale, {"block": "narrow"})
+    teacher = Teacher(TeacherSpec(str(card.safetensors_path)), student)
+    assert sum(p.numel() for p in teacher.network.parameters() if p.ndim == 4) == card.parameters
+    taught = find_card("sesr-xl", card.scale).metrics
+    assert all(card.metrics[name]["psnr"] > taught[name]["psnr"] for name in taught)
+    own = luma_function(teacher.network)
+    scores = evaluate_luma(own, read_pairs(shared_data / "sr" / "Set5", card.scale), card.scale)
+    psnr, _ = np.mean(scores, axis=0)
+    assert psnr == pytest.approx(card.metrics["Set5"]["psnr"], abs=1e-3)
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
