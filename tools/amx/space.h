@@ -39,7 +39,7 @@ struct Space {
 
   Space(int height, int width, int layers)
       : height(height), width(width), pitch(width + 4), first(SLACK + 2 * pitch), layers(layers) {
-    constexpr int whole = GROUPS == 1 ? 32 * BLOCK : 64 * BLOCK / 2;
+    constexpr int whole = 32 * BLOCK;
     count = (height * pitch + whole - 1) / whole * whole;
     for (int i = 0; i < count; i++) {
       const int column = i % pitch;
