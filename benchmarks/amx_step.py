@@ -1,20 +1,19 @@
 """A training step of SESR-XL by ``tools/amx`` and by torch in bf16, in turn on one core.
 
-    python benchmarks/amx_step.py
+    python benchmarks/amx_step.py [--features 64]
 
-Prints milliseconds for a batch (least and median of the rounds) and the ratio of the medians.
+The ratios are to ``tools/amx``, whose forward and backward are one call each.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
-import statistics
-import time
+import runpy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from timing import finish, parser, summarise, take_turns
 from torch import Tensor
 
 from collapsible.models.sesr import SESR
@@ -22,44 +21,31 @@ from collapsible.models.sesr import SESR
 TOOL = Path(__file__).parents[1] / "tools" / "amx" / "train.py"
 
 
+def by_torch(network: SESR, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return SESR.forward(network, x)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--patch", type=int, default=48)
-    parser.add_argument("--features", type=int, default=32, choices=(32, 64))
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("amx_train", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    options = parser(__doc__)
+    options.set_defaults(rounds=10, threads=1)
+    options.add_argument("--batch", type=int, default=16)
+    options.add_argument("--patch", type=int, default=48)
+    options.add_argument("--features", type=int, default=32, choices=(32, 64))
+    given = options.parse_args()
+    torch.set_num_threads(given.threads)
     network = SESR(11, given.features, block="narrow").train()
     network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     x = torch.rand(given.batch, 1, given.patch, given.patch)
 
-    def by_torch(net: SESR, x: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return SESR.forward(net, x)
-
-    def step(forward: Callable[[SESR, Tensor], Tensor]) -> float:
-        start = time.perf_counter()
+    def step(forward: Callable[[SESR, Tensor], Tensor]) -> None:
         network.zero_grad(set_to_none=True)
         forward(network, x).float().square().mean().backward()
-        return (time.perf_counter() - start) * 1e3
 
-    ways = {"torch, bf16": by_torch, "tools/amx": tool.forward}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(given.rounds + 2):
-        for name, forward in ways.items():
-            taken = step(forward)
-            if turn >= 2:
-                times[name].append(taken)
-    for name, values in times.items():
-        print(f"{name:<12} {min(values):8.1f} ms least {statistics.median(values):8.1f} ms median")
-    first, second = (statistics.median(values) for values in times.values())
-    print(f"ratio of the medians {first / second:.2f} (measured)")
+    ways = {"torch, bf16": by_torch, "tools/amx": runpy.run_path(str(TOOL))["forward"]}
+    seconds = take_turns({name: partial(step, way) for name, way in ways.items()}, given.rounds)
+    what = {"features": given.features, "batch": given.batch, "threads": given.threads}
+    finish({**what, "cases": summarise(seconds, "tools/amx")}, given.json)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,11 @@ int scale_of(int outputs) {
   return outputs == 4 ? 2 : outputs == 9 ? 3 : 4;
 }
 
+// Where output `c` of a pixel lies in the enlarged picture.
+size_t enlarged(const Space& s, int scale, int y, int column, int c) {
+  return size_t(y * scale + c / scale) * s.width * scale + column * scale + c % scale;
+}
+
 const float* data(const Tensor& t) { return t.data_ptr<float>(); }
 
 Tensor forward(Tensor x, Tensor w_first, Tensor b_first, std::vector<Tensor> w, std::vector<Tensor> b,
@@ -32,11 +37,11 @@ Tensor forward(Tensor x, Tensor w_first, Tensor b_first, std::vector<Tensor> w, 
     for (int c = 0; c < 16; c++) {
       for (int row = 0; row < 10; row++)  // a row of the 5x5 kernel, a half of the channels
         for (int k = 0; k < 32; k++)
-          first[((g * 10 + row) * 16 + k / 2) * 32 + c * 2 + k % 2] =
+          first[(g * 10 + row) * TILE + paired_place(k, c)] =
               k < 5 ? to_bf16(data(w_first)[(g * 32 + row % 2 * 16 + c) * 25 + row / 2 * 5 + k]) : 0;
       for (int tap = 0; tap < 25; tap++)
         for (int k = 0; k < 32; k++)
-          last[((g * 25 + tap) * 16 + k / 2) * 32 + c * 2 + k % 2] =
+          last[(g * 25 + tap) * TILE + paired_place(k, c)] =
               c < outputs ? to_bf16(data(w_last)[(c * FEATURES + g * 32 + k) * 25 + tap]) : 0;
     }
   for (int l = 0; l < layers; l++)
@@ -60,15 +65,12 @@ Tensor forward(Tensor x, Tensor w_first, Tensor b_first, std::vector<Tensor> w, 
             const bf16* a = part + s.first + i + (dy - 2) * s.pitch - 2;
             _tile_loadd(4, a, 2);
             _tile_loadd(5, a + 16, 2);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_dpbf16ps(1, 4, 7);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+            MULTIPLY_PIXELS();
           }
         }
         STORE_SUMS(sums);
         for (int p = 0; p < 32; p++) {
-          const Channels v = load_sums(sums + (p / 16) * 512 + (p % 16) * 16) + bias;
+          const Channels v = load_sums(sums, p) + bias;
           store(kept + size_t(i + p) * 32, v, s.mask[i + p]);
           store(s.one[g] + size_t(s.first + i + p) * 32, v, s.mask[i + p]);
         }
@@ -85,8 +87,8 @@ Tensor forward(Tensor x, Tensor w_first, Tensor b_first, std::vector<Tensor> w, 
         const __mmask16* mask = s.mask.data();
         const auto run = [&](auto is_last) {
           convolve(s, x_groups, middle + size_t(l * GROUPS + g) * GROUPS * KERNEL,
-                   [&](int p, const float* at) __attribute__((always_inline)) {
-                     Channels v = load_sums(at) + bias + load(x_own + size_t(p) * 32);
+                   [&](int p, Channels v) __attribute__((always_inline)) {
+                     v = v + bias + load(x_own + size_t(p) * 32);
                      store(kept + size_t(p) * 32, v);
                      v = bend(v, not_positive(v), slope);
                      if (decltype(is_last)::value) v = v + load(entry + size_t(p) * 32);
@@ -118,7 +120,7 @@ Tensor forward(Tensor x, Tensor w_first, Tensor b_first, std::vector<Tensor> w, 
         if (!s.mask[i + p]) continue;
         const int y = (i + p) / s.pitch, column = (i + p) % s.pitch - 2;
         for (int c = 0; c < outputs; c++)
-          out[size_t(y * scale + c / scale) * s.width * scale + column * scale + c % scale] =
+          out[enlarged(s, scale, y, column, c)] =
               sums[p * 16 + c] + data(b_last)[c] + picture[y * s.width + column];
       }
     }
@@ -154,7 +156,7 @@ std::vector<Tensor> backward(Tensor gradient, Tensor x, std::vector<Tensor> w, s
       for (int k = 0; k < 32; k++)
         for (int c = 0; c < 16; c++) {
           const int dx = row / 2 % 3 * 2 + k / 16, dy = row / 6, output = k % 16;
-          last[((g * 30 + row) * 16 + k / 2) * 32 + c * 2 + k % 2] =
+          last[(g * 30 + row) * TILE + paired_place(k, c)] =
               output < outputs && dx < 5
                   ? to_bf16(data(
                         w_last)[(output * FEATURES + g * 32 + row % 2 * 16 + c) * 25 + 24 - (dy * 5 + dx)])
@@ -170,8 +172,7 @@ std::vector<Tensor> backward(Tensor gradient, Tensor x, std::vector<Tensor> w, s
     for (int y = 0; y < s.height; y++)
       for (int column = 0; column < s.width; column++)
         for (int c = 0; c < outputs; c++) {
-          const float value =
-              given[size_t(y * scale + c / scale) * s.width * scale + column * scale + c % scale];
+          const float value = given[enlarged(s, scale, y, column, c)];
           s.outputs[size_t(SLACK + (y + 2) * s.pitch + column + 2) * 16 + c] = to_bf16(value);
           output_sums[c] += value;
         }
@@ -189,15 +190,12 @@ std::vector<Tensor> backward(Tensor gradient, Tensor x, std::vector<Tensor> w, s
           _tile_loadd(5, a + 256, 32);
           _tile_loadd(6, tiles, 64);
           _tile_loadd(7, tiles + TILE, 64);
-          _tile_dpbf16ps(0, 4, 6);
-          _tile_dpbf16ps(1, 4, 7);
-          _tile_dpbf16ps(2, 5, 6);
-          _tile_dpbf16ps(3, 5, 7);
+          MULTIPLY_PIXELS();
         }
         STORE_SUMS(sums);
         for (int p = 0; p < 32; p++) {
           const size_t at = size_t(i + p) * 32, plane = at + size_t(s.first) * 32;
-          Channels v = masked(load_sums(sums + (p / 16) * 512 + (p % 16) * 16), s.mask[i + p]);
+          Channels v = masked(load_sums(sums, p), s.mask[i + p]);
           store(s.skipped[g] + at, v);
           const Channels z = load(kept + at);
           const Negative where = not_positive(z);
@@ -265,9 +263,9 @@ std::vector<Tensor> backward(Tensor gradient, Tensor x, std::vector<Tensor> w, s
         Channels biases = none, slope_gradient = none;
         const auto run = [&](auto is_first) {
           convolve(s, g_groups, middle + size_t((l - 1) * GROUPS + g) * GROUPS * KERNEL,
-                   [&](int p, const float* sum) __attribute__((always_inline)) {
+                   [&](int p, Channels v) __attribute__((always_inline)) {
                      const size_t at = size_t(p) * 32;
-                     Channels v = masked(load_sums(sum) + load(own + at), mask[p]);
+                     v = masked(v + load(own + at), mask[p]);
                      const Channels z = load(kept + at);
                      if (decltype(is_first)::value) {
                        store(input + at, z, mask[p]);
@@ -288,7 +286,7 @@ std::vector<Tensor> backward(Tensor gradient, Tensor x, std::vector<Tensor> w, s
       }
       const char* ahead =
           reinterpret_cast<const char*>(s.layer(patch, std::max(l - 2, 0), 0));  // what comes next, from far
-      const char* ahead_end = ahead + size_t(s.count) * FEATURES * 2;
+      const char* ahead_end = ahead + (l > 1 ? size_t(s.count) * FEATURES * 2 : 0);
       for (int start = 0, done = 0; start < s.count; start += 32 * BLOCK) {  // the kernel's gradient
         const int end = start + 32 * BLOCK, needed = (end + 2 * s.pitch + 4) / 2;
         s.pair_up(done, needed, s.first - s.pitch - 2), done = needed;

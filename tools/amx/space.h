@@ -124,21 +124,20 @@ void order_kernel(const float* w, bf16* tiles, bool for_gradients) {
               float value = for_gradients ? w[(source * FEATURES + target) * 9 + 8 - tap]
                                           : w[(target * FEATURES + source) * 9 + tap];
               if (tap == 4 && target == source) value -= 1;
-              tiles[((tap * 2 + half) * 16 + k / 2) * 32 + c * 2 + k % 2] = to_bf16(value);
+              tiles[(tap * 2 + half) * TILE + paired_place(k, c)] = to_bf16(value);
             }
 }
 
-// 3x3 from all groups to one: `finish(pixel, sums)` gets each pixel's 32 sums, those of one chunk
-// while the next is multiplied.
+// 3x3 from all groups to one: `finish(pixel, sums)` gets each pixel with its 32 sums, those of one
+// chunk while the next is multiplied.
 template <class Finish>
 inline __attribute__((always_inline)) void convolve(const Space& s, const bf16* const* x, const bf16* tiles,
                                                     Finish finish) {
   alignas(64) static float sums[2][1024];
-  const auto at = [](const float* chunk, int p) { return chunk + (p / 16) * 512 + (p % 16) * 16; };
   for (int i = 0, turn = 0; i <= s.count; i += 32, turn ^= 1) {
     const float* before = sums[turn ^ 1];
     if (i == s.count) {
-      for (int p = 0; p < 32; p++) finish(i - 32 + p, at(before, p));
+      for (int p = 0; p < 32; p++) finish(i - 32 + p, load_sums(before, p));
       break;
     }
     CLEAR_SUMS();
@@ -157,7 +156,7 @@ inline __attribute__((always_inline)) void convolve(const Space& s, const bf16* 
         _tile_dpbf16ps(3, 5, 7);
         if (i && g == 0 && tap < 8) {
 #pragma GCC unroll 4
-          for (int p = 4 * tap; p < 4 * tap + 4; p++) finish(i - 32 + p, at(before, p));
+          for (int p = 4 * tap; p < 4 * tap + 4; p++) finish(i - 32 + p, load_sums(before, p));
         }
       }
     }

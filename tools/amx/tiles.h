@@ -72,8 +72,12 @@ Channels masked(Channels v, __mmask16 mask) {
   return {_mm512_maskz_mov_ps(mask, v.low), _mm512_maskz_mov_ps(mask, v.high)};
 }
 
-// Of a pixel's sums: the tile of the lower 16 channels, then that of the upper.
-Channels load_sums(const float* sums) { return {_mm512_load_ps(sums), _mm512_load_ps(sums + 256)}; }
+// Of pixel `p` of a chunk's sums: for sixteen pixels the tile of the lower 16 channels, then that of the
+// upper.
+Channels load_sums(const float* chunk, int p) {
+  const float* sums = chunk + (p / 16) * 512 + (p % 16) * 16;
+  return {_mm512_load_ps(sums), _mm512_load_ps(sums + 256)};
+}
 
 struct Negative {
   __mmask16 low, high;
@@ -140,6 +144,18 @@ void configure_tiles() {
     _tile_stored(3, (at) + 768, 64); \
   } while (0)
 
+// Two tiles of pixels, 4 and 5, by those of two halves of the channels, 6 and 7.
+#define MULTIPLY_PIXELS()    \
+  do {                       \
+    _tile_dpbf16ps(0, 4, 6); \
+    _tile_dpbf16ps(1, 4, 7); \
+    _tile_dpbf16ps(2, 5, 6); \
+    _tile_dpbf16ps(3, 5, 7); \
+  } while (0)
+
+// Where row `k`, column `c` of a matrix of 32 rows lies in a tile that is to be a second factor.
+int paired_place(int k, int c) { return k / 2 * 32 + c * 2 + k % 2; }
+
 // Two rows of 32 values interleaved, which is how the second factor of a tile product lies.
 struct Interleave {
   __m512i lower, upper;
@@ -155,7 +171,7 @@ struct Interleave {
   __m512i high(__m512i a, __m512i b) const { return _mm512_permutex2var_epi16(a, upper, b); }
 };
 
-// Sixteen rows of sixteen 32-bit values, transposed in place of memory: 1 KiB at `out`.
+// Sixteen rows of sixteen 32-bit values, transposed: a tile at `out`.
 void transpose(__m512i* r, bf16* out) {
   __m512i t[16];
   for (int i = 0; i < 8; i++) {

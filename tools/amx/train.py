@@ -40,7 +40,7 @@ class _Whole(torch.autograd.Function):
     newest = 0
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, count: int, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
         x, *values = (p.detach().float().contiguous() for p in (x, *parameters))
         first, first_bias, *blocks, last, last_bias = values
         kernels, biases, slopes = (blocks[part::3] for part in range(3))
@@ -55,7 +55,7 @@ class _Whole(torch.autograd.Function):
         extension, number, *kept = ctx.kept
         if number != _Whole.newest:
             raise RuntimeError("the gradient of an older call was asked for: it is not kept")
-        return None, None, *extension.backward(grads[0].float().contiguous(), *kept)
+        return None, *extension.backward(grads[0].float().contiguous(), *kept)
 
 
 def _parameters(network: SESR) -> list[nn.Parameter] | None:
@@ -93,7 +93,7 @@ def forward(network: SESR, x: Tensor) -> Tensor:
     if parameters is None:
         return _as_always(network, x)
     with torch.autocast("cpu", enabled=False):
-        return _Whole.apply(x, len(network.blocks), *parameters)  # type: ignore[return-value]
+        return _Whole.apply(x, *parameters)  # type: ignore[return-value]
 
 
 def main() -> None:
