@@ -135,7 +135,7 @@ def paragraph(image: Image.Image, draw: random.Random, files: list[Path], paper:
     if draw.random() < 0.3:
         paper = draw.randrange(256)
         image.paste(paper, (left, top, left + mask.width, top + mask.height))
-    # Faint or strong, but never nothing.
+    # Faint or strong; seldom so near the paper's level that nothing is seen.
     ink = (paper + draw.choice((-1, 1)) * draw.randint(25, 255)) % 256
     image.paste(ink, (left, top), mask)
 
