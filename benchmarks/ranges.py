@@ -16,50 +16,35 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from collapsible.evaluation.networks import described, load_network
+from collapsible.evaluation.networks import find_network, load_network
 from collapsible.evaluation.pairs import luma, read_pairs
 from collapsible.models.sesr import SESR
-from collapsible.weights import find_card
 
 
-def load(given: str, scale: int) -> SESR:
+def load(model: str, scale: int) -> SESR:
     """A shipped network, or that of a weights file with a card or a run's facts beside it."""
-    path = Path(given)
-    if path.suffix == ".safetensors":
-        name, options = described(path, scale)
-    else:
-        card = find_card(given, scale)
-        path, name, options = card.safetensors_path, card.architecture, card.options
-    network = load_network(path, name, scale, options)
+    path, architecture, options = find_network(model, scale)
+    network = load_network(path, architecture, scale, options)
     if not isinstance(network, SESR):
-        raise SystemExit(f"{given} is no SESR")
+        raise SystemExit(f"{model} is no SESR")
     return network
 
 
 @torch.inference_mode()
 def ranges(network: SESR, pictures: list[np.ndarray]) -> list[tuple[float, float]]:
     """Of each map the median channel's range, and the whole map's over that."""
-    layers = [network.first, *network.blocks]
-    least = [torch.full((network.features,), torch.inf) for _ in layers]
-    greatest = [-values for values in least]
-
-    def keep(index: int, output: torch.Tensor) -> None:
-        least[index] = torch.minimum(least[index], output.amin((0, 2, 3)))
-        greatest[index] = torch.maximum(greatest[index], output.amax((0, 2, 3)))
-
-    hooks = [
-        layer.register_forward_hook(lambda _m, _i, output, index=index: keep(index, output))
-        for index, layer in enumerate(layers)
-    ]
+    ends = []
     for picture in pictures:
-        network(torch.from_numpy(picture / 255).float()[None, None])
-    for hook in hooks:
-        hook.remove()
-    found = []
-    for low, high in zip(least, greatest, strict=True):
-        median = float((high - low).median())
-        found.append((median, float(high.max() - low.min()) / median))
-    return found
+        x, of_picture = torch.from_numpy(picture / 255).float()[None, None], []
+        for layer in (network.first, *network.blocks):
+            x = layer(x)
+            of_picture.append(torch.stack((x.amin((0, 2, 3)), x.amax((0, 2, 3)))))
+        ends.append(torch.stack(of_picture))
+    low, high = torch.stack(ends).unbind(2)  # each [pictures, maps, channels]
+    low, high = low.amin(0), high.amax(0)
+    medians = (high - low).median(1).values
+    whole = high.amax(1) - low.amin(1)
+    return list(zip(medians.tolist(), (whole / medians).tolist(), strict=True))
 
 
 def main() -> None:

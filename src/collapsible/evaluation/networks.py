@@ -96,6 +96,18 @@ def _facts(folder: Path) -> Path | None:
     return next((p for p in (folder / "facts.json", *reversed(steps)) if p.is_file()), None)
 
 
+def find_network(model: str, scale: int) -> tuple[Path, str, dict[str, Any]]:
+    """The weights file, architecture and options of a shipped name or of a weights file.
+
+    Raises ``UnknownNameError`` for a name that did not ship, ``UsageError`` for a file of another
+    scale or with nothing beside it that describes it.
+    """
+    if model.endswith(".safetensors"):
+        return Path(model), *described(Path(model), scale)
+    card = find_card(model, scale)
+    return card.safetensors_path, card.architecture, card.options
+
+
 def described(path: Path, scale: int) -> tuple[str, dict[str, Any]]:
     """The network of a weights file, from the card or the run's facts beside it."""
     if path.with_suffix(".json").is_file():

@@ -12,11 +12,11 @@ from torch import nn
 
 from collapsible.deploy.cache import cache_folder, make_cache_folder
 from collapsible.errors import UsageError
-from collapsible.evaluation.networks import described, load_network
+from collapsible.evaluation.networks import find_network, load_network
 from collapsible.imaging import atomic_write, extend
 from collapsible.training.precision import usable_precision
 from collapsible.training.recipes import NetworkSpec, TeacherSpec
-from collapsible.weights import find_card, sha256
+from collapsible.weights import sha256
 
 _LEVELS = 65535
 """Of the outputs that are kept: the same on every run, made or read."""
@@ -45,14 +45,9 @@ class Teacher:
         precision: str = "fp32",
         cache: Path | None = None,
     ) -> None:
-        if spec.model.endswith(".safetensors"):
-            path = Path(spec.model)
-            if not path.is_file():
-                raise UsageError(f"teacher.model: no weights at {path}")
-            architecture, own = described(path, student.scale)
-        else:
-            card = find_card(spec.model, student.scale)
-            path, architecture, own = card.safetensors_path, card.architecture, card.options
+        if spec.model.endswith(".safetensors") and not Path(spec.model).is_file():
+            raise UsageError(f"teacher.model: no weights at {spec.model}")
+        path, architecture, own = find_network(spec.model, student.scale)
         colours = [str(options.get("colour", "y")) for options in (own, student.options)]
         if colours[0] != colours[1]:
             raise UsageError(
