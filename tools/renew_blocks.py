@@ -1,0 +1,160 @@
+r"""Give an SESR whose last blocks do nothing new ones in their place, to train on from there.
+
+    python tools/renew_blocks.py sesr-xl --keep 9 --new 3 7 --data sr/train -o renewed.safetensors
+
+The first --keep blocks stay, their channels scaled to ranges of one (exactly: the next kernel
+divides by the factor). The rest go; blocks that change nothing (identity kernels, PReLU slopes of
+1) stand at the places --new, counted from 0, free to learn (Chen et al., Net2Net, arXiv
+1511.05641, section 2.3). The last layer is fitted anew to what the kept blocks give, by least
+squares (a patch weighs as its PSNR does), with --ridge against large kernels that cancel.
+benchmarks/channels.py shows which blocks do nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from collapsible.algebra import identity_kernel
+from collapsible.evaluation.networks import find_network, load_network
+from collapsible.evaluation.pairs import luma
+from collapsible.imaging import crop_to_multiple, list_pictures, read_picture, resize
+from collapsible.models import create_model
+from collapsible.models.registry import save_weights
+from collapsible.models.sesr import SESR
+
+SIDE = 64
+
+
+def read_patches(folder: Path, scale: int, count: int) -> tuple[Tensor, Tensor]:
+    """The middles of ``count`` pictures, spread over the folder: low [N, 1, p, p] and high."""
+    files = list_pictures(folder, recursive=True)
+    lows, highs = [], []
+    for file in files[:: max(1, len(files) // count)]:
+        high = crop_to_multiple(read_picture(file).pixels[..., :3], scale)
+        low = resize(high, scale=1 / scale)
+        top, left = ((side - SIDE) // 2 for side in low.shape[:2])
+        if min(top, left) < 0:
+            continue
+        lows.append(luma(low)[top : top + SIDE, left : left + SIDE])
+        part = [slice(scale * at, scale * (at + SIDE)) for at in (top, left)]
+        highs.append(luma(high)[part[0], part[1]])
+    if not lows:
+        raise SystemExit(f"no picture below {folder} has {scale * SIDE} pixels a side")
+    low, high = (torch.from_numpy(np.stack(p) / 255).float()[:, None] for p in (lows, highs))
+    return low, high
+
+
+def conv(layer: nn.Module) -> nn.Conv2d:
+    if not isinstance(layer, nn.Conv2d) or layer.bias is None:
+        raise SystemExit("a network in its deployed form is needed, with biases")
+    return layer
+
+
+@torch.no_grad()
+def renew(network: SESR, new: SESR, places: list[int], low: Tensor) -> None:
+    """Fill ``new`` with the blocks of ``network`` but for ``places``; its last layer stays."""
+    y = network.first(low)
+    factors = [_to_one(y)]
+    conv(new.first).weight.copy_(conv(network.first).weight * _rows(factors[0]))
+    conv(new.first).bias.copy_(conv(network.first).bias * factors[0])  # type: ignore[union-attr]
+    old = iter(network.blocks)
+    for place, block in enumerate(new.blocks):
+        kernel = conv(block.conv)
+        if place in places:
+            kernel.weight.copy_(identity_kernel(len(kernel.weight), kernel.weight.shape[2:]))
+            kernel.bias.zero_()  # type: ignore[union-attr]
+            block.act.weight.fill_(1.0)
+            continue
+        kept = next(old)
+        y = kept(y)
+        factors.append(_to_one(y))
+        into, out = factors[-2][None, :, None, None], _rows(factors[-1])
+        kernel.weight.copy_(conv(kept.conv).weight * out / into)
+        kernel.bias.copy_(conv(kept.conv).bias * factors[-1])  # type: ignore[union-attr]
+        block.act.load_state_dict(kept.act.state_dict())
+
+
+def _to_one(y: Tensor) -> Tensor:
+    """What makes each channel's range one, nought among it, for that is where PReLU bends."""
+    span = y.amax((0, 2, 3)).clamp(min=0) - y.amin((0, 2, 3)).clamp(max=0)
+    return 1 / span.clamp(min=1e-6)
+
+
+def _rows(factor: Tensor) -> Tensor:
+    return factor[:, None, None, None]
+
+
+@torch.no_grad()
+def fit_last(network: SESR, low: Tensor, high: Tensor, ridge: float) -> None:
+    """The last layer that makes ``high`` [N, 1, s p, s p] of ``low`` with the least error.
+
+    Pixels that see the patch's border are left out, and a patch weighs by its own error's inverse,
+    as in the mean of the patches' PSNR.
+    """
+    layer = conv(network.last)
+    y = first = network.first(low)
+    for block in network.blocks:
+        y = block(y)
+    if network.long_residual:
+        y = y + first
+    wanted = F.pixel_unshuffle(high, network.scale)
+    if network.input_residual:
+        wanted = wanted - low.repeat_interleave(network.scale**2, 1)
+    edge, kernel = network.receptive_radius, layer.weight.shape[2:]
+    around = [side // 2 for side in kernel]
+    height, width = (side - 2 * edge for side in low.shape[2:])
+    gram, right, total = 0.0, 0.0, 0.0
+    for features, target in zip(y, wanted, strict=True):
+        part = features[
+            :,
+            edge - around[0] : edge + height + around[0],
+            edge - around[1] : edge + width + around[1],
+        ]
+        seen = F.unfold(part[None], (kernel[0], kernel[1]))[0].T.double()
+        seen = torch.cat([seen, torch.ones(len(seen), 1).double()], 1)
+        aim = target[:, edge : edge + height, edge : edge + width].flatten(1).T.double()
+        weight = 1 / (aim.square().mean() + 1e-4)
+        gram, right = gram + weight * (seen.T @ seen), right + weight * (seen.T @ aim)
+        total = total + weight * len(seen)
+    held = torch.eye(len(gram)).double() * ridge  # type: ignore[arg-type]
+    held[-1, -1] = 0
+    found = torch.linalg.solve(gram / total + held, right / total)
+    layer.weight.copy_(found[:-1].T.reshape(layer.weight.shape))
+    layer.bias.copy_(found[-1])  # type: ignore[union-attr]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="a shipped name, or a weights file with its facts beside it")
+    parser.add_argument("--scale", type=int, default=2)
+    parser.add_argument("--keep", type=int, required=True, help="how many blocks stay")
+    parser.add_argument("--new", type=int, nargs="+", required=True, help="places of the new ones")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="pictures to fit the last layer on"
+    )
+    parser.add_argument("--count", type=int, default=220, help="of those pictures")
+    parser.add_argument("--ridge", type=float, default=1e-4)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    given = parser.parse_args()
+    path, architecture, options = find_network(given.model, given.scale)
+    network = load_network(path, architecture, given.scale, options)
+    new = create_model(architecture, scale=given.scale, **{**options, "block": "narrow"})
+    if not isinstance(network, SESR) or not isinstance(new, SESR):
+        raise SystemExit(f"{given.model} is no SESR")
+    count = len(network.blocks)
+    if given.keep + len(set(given.new)) != count or not set(given.new) <= set(range(count)):
+        raise SystemExit(f"--keep and the places --new (0 to {count - 1}) must make {count} blocks")
+    low, high = read_patches(given.data, given.scale, given.count)
+    renew(network, new, given.new, low)
+    fit_last(new, low, high, given.ridge)
+    save_weights(new, given.output)
+
+
+if __name__ == "__main__":
+    main()
