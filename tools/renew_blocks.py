@@ -56,38 +56,45 @@ def conv(layer: nn.Module) -> nn.Conv2d:
     return layer
 
 
+def fill(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    new = conv(layer)
+    assert new.bias is not None
+    new.weight.copy_(weight)
+    new.bias.copy_(bias)
+
+
 @torch.no_grad()
 def renew(network: SESR, new: SESR, places: list[int], low: Tensor) -> None:
     """Fill ``new`` with the blocks of ``network`` but for ``places``; its last layer stays."""
     y = network.first(low)
     factors = [_to_one(y)]
-    conv(new.first).weight.copy_(conv(network.first).weight * _rows(factors[0]))
-    conv(new.first).bias.copy_(conv(network.first).bias * factors[0])  # type: ignore[union-attr]
+    fill(new.first, *_scaled(conv(network.first), factors[0]))
     old = iter(network.blocks)
     for place, block in enumerate(new.blocks):
-        kernel = conv(block.conv)
         if place in places:
-            kernel.weight.copy_(identity_kernel(len(kernel.weight), kernel.weight.shape[2:]))
-            kernel.bias.zero_()  # type: ignore[union-attr]
-            block.act.weight.fill_(1.0)
+            shape = conv(block.conv).weight.shape
+            fill(block.conv, identity_kernel(shape[0], shape[2:]), torch.zeros(shape[0]))
+            for slope in block.act.parameters():  # ReLU has none, and passes what ReLU gave
+                slope.fill_(1.0)
             continue
         kept = next(old)
         y = kept(y)
         factors.append(_to_one(y))
-        into, out = factors[-2][None, :, None, None], _rows(factors[-1])
-        kernel.weight.copy_(conv(kept.conv).weight * out / into)
-        kernel.bias.copy_(conv(kept.conv).bias * factors[-1])  # type: ignore[union-attr]
+        weight, bias = _scaled(conv(kept.conv), factors[-1])
+        fill(block.conv, weight / factors[-2][None, :, None, None], bias)
         block.act.load_state_dict(kept.act.state_dict())
+
+
+def _scaled(layer: nn.Conv2d, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """The kernel and bias that give ``factor`` times the output channels."""
+    assert layer.bias is not None
+    return layer.weight * factor[:, None, None, None], layer.bias * factor
 
 
 def _to_one(y: Tensor) -> Tensor:
     """What makes each channel's range one, nought among it, for that is where PReLU bends."""
     span = y.amax((0, 2, 3)).clamp(min=0) - y.amin((0, 2, 3)).clamp(max=0)
     return 1 / span.clamp(min=1e-6)
-
-
-def _rows(factor: Tensor) -> Tensor:
-    return factor[:, None, None, None]
 
 
 @torch.no_grad()
@@ -109,7 +116,9 @@ def fit_last(network: SESR, low: Tensor, high: Tensor, ridge: float) -> None:
     edge, kernel = network.receptive_radius, layer.weight.shape[2:]
     around = [side // 2 for side in kernel]
     height, width = (side - 2 * edge for side in low.shape[2:])
-    gram, right, total = 0.0, 0.0, 0.0
+    many = layer.weight[0].numel() + 1
+    gram, right = torch.zeros(many, many).double(), torch.zeros(many, len(layer.weight)).double()
+    total = torch.zeros(()).double()
     for features, target in zip(y, wanted, strict=True):
         part = features[
             :,
@@ -120,13 +129,13 @@ def fit_last(network: SESR, low: Tensor, high: Tensor, ridge: float) -> None:
         seen = torch.cat([seen, torch.ones(len(seen), 1).double()], 1)
         aim = target[:, edge : edge + height, edge : edge + width].flatten(1).T.double()
         weight = 1 / (aim.square().mean() + 1e-4)
-        gram, right = gram + weight * (seen.T @ seen), right + weight * (seen.T @ aim)
-        total = total + weight * len(seen)
-    held = torch.eye(len(gram)).double() * ridge  # type: ignore[arg-type]
+        gram += weight * (seen.T @ seen)
+        right += weight * (seen.T @ aim)
+        total += weight * len(seen)
+    held = torch.eye(many).double() * ridge
     held[-1, -1] = 0
     found = torch.linalg.solve(gram / total + held, right / total)
-    layer.weight.copy_(found[:-1].T.reshape(layer.weight.shape))
-    layer.bias.copy_(found[-1])  # type: ignore[union-attr]
+    fill(layer, found[:-1].T.reshape(layer.weight.shape), found[-1])
 
 
 def main() -> None:
@@ -150,6 +159,8 @@ def main() -> None:
     count = len(network.blocks)
     if given.keep + len(set(given.new)) != count or not set(given.new) <= set(range(count)):
         raise SystemExit(f"--keep and the places --new (0 to {count - 1}) must make {count} blocks")
+    if 0 in given.new and not [name for name in new.state_dict() if name.endswith("act.weight")]:
+        raise SystemExit("with ReLU the first block cannot be one that changes nothing")
     low, high = read_patches(given.data, given.scale, given.count)
     renew(network, new, given.new, low)
     fit_last(new, low, high, given.ridge)

@@ -86,3 +86,17 @@ def test_places_must_make_up_the_network(tmp_path):
     assert done.returncode
     assert "must make 5 blocks" in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@torch.no_grad()
+def test_with_relu_new_blocks_change_nothing_but_in_the_first_place(tool, tmp_path):
+    network, new = sesr(act="relu"), sesr(act="relu")
+    low = torch.rand(2, 1, 24, 24)
+    tool.renew(network, new, [1, 4], low)
+    assert torch.equal(features(new, low, 2), features(new, low, 1))
+    assert torch.equal(features(new, low, 5), features(new, low, 4))
+    options = ["--keep", "4", "--new", "0", "--data", str(ROOT), "-o", str(tmp_path / "x")]
+    command = [sys.executable, str(TOOL), "sesr-m5-relu", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode
+    assert "ReLU" in done.stderr
