@@ -20,25 +20,10 @@ import torch.nn.functional as F
 from ranges import load
 from torch import Tensor
 
-from collapsible.evaluation.pairs import luma, read_pairs
+from collapsible.evaluation.pairs import luma_middles, read_pairs
 from collapsible.models.sesr import SESR
 
 SIDE = 80
-
-
-def read_middles(data: Path, scale: int, count: int) -> tuple[Tensor, Tensor]:
-    """The middles of the first pictures: low [N, 1, p, p] and high [N, 1, s p, s p] in [0, 1]."""
-    lows, highs = [], []
-    for pair in list(read_pairs(data, scale))[:count]:
-        top, left = ((side - SIDE) // 2 for side in pair.low.shape[:2])
-        if min(top, left) < 0:
-            continue
-        rows, columns = (slice(at, at + SIDE) for at in (top, left))
-        lows.append(luma(pair.low)[rows, columns])
-        rows, columns = (slice(scale * at, scale * (at + SIDE)) for at in (top, left))
-        highs.append(luma(pair.high)[rows, columns])
-    low, high = (torch.from_numpy(np.stack(p) / 255).float()[:, None] for p in (lows, highs))
-    return low, high
 
 
 class Rest:
@@ -102,7 +87,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--count", type=int, default=24, help="how many pictures")
     given = parser.parse_args()
-    low, high = read_middles(given.data, given.scale, given.count)
+    pairs = read_pairs(given.data, given.scale)[: given.count]
+    low, high = map(torch.from_numpy, luma_middles(pairs, given.scale, SIDE))
     for name in given.model:
         lines = describe(load(name, given.scale), low, high)
         print("\n".join([f"{name} x{given.scale}", *lines]))

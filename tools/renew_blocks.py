@@ -15,18 +15,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from collapsible.algebra import identity_kernel
 from collapsible.evaluation.networks import find_network, load_network
-from collapsible.evaluation.pairs import luma
-from collapsible.imaging import crop_to_multiple, list_pictures, read_picture, resize
+from collapsible.evaluation.pairs import luma_middles, read_pair
+from collapsible.imaging import list_pictures
 from collapsible.models import create_model
 from collapsible.models.registry import save_weights
-from collapsible.models.sesr import SESR
+from collapsible.models.sesr import SESR, kernel_of, load_kernel, make_identity
 
 SIDE = 64
 
@@ -34,33 +32,9 @@ SIDE = 64
 def read_patches(folder: Path, scale: int, count: int) -> tuple[Tensor, Tensor]:
     """The middles of ``count`` pictures, spread over the folder: low [N, 1, p, p] and high."""
     files = list_pictures(folder, recursive=True)
-    lows, highs = [], []
-    for file in files[:: max(1, len(files) // count)]:
-        high = crop_to_multiple(read_picture(file).pixels[..., :3], scale)
-        low = resize(high, scale=1 / scale)
-        top, left = ((side - SIDE) // 2 for side in low.shape[:2])
-        if min(top, left) < 0:
-            continue
-        lows.append(luma(low)[top : top + SIDE, left : left + SIDE])
-        part = [slice(scale * at, scale * (at + SIDE)) for at in (top, left)]
-        highs.append(luma(high)[part[0], part[1]])
-    if not lows:
-        raise SystemExit(f"no picture below {folder} has {scale * SIDE} pixels a side")
-    low, high = (torch.from_numpy(np.stack(p) / 255).float()[:, None] for p in (lows, highs))
+    pairs = (read_pair(file, None, scale) for file in files[:: max(1, len(files) // count)])
+    low, high = map(torch.from_numpy, luma_middles(pairs, scale, SIDE))
     return low, high
-
-
-def conv(layer: nn.Module) -> nn.Conv2d:
-    if not isinstance(layer, nn.Conv2d) or layer.bias is None:
-        raise SystemExit("a network in its deployed form is needed, with biases")
-    return layer
-
-
-def fill(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
-    new = conv(layer)
-    assert new.bias is not None
-    new.weight.copy_(weight)
-    new.bias.copy_(bias)
 
 
 @torch.no_grad()
@@ -68,27 +42,27 @@ def renew(network: SESR, new: SESR, places: list[int], low: Tensor) -> None:
     """Fill ``new`` with the blocks of ``network`` but for ``places``; its last layer stays."""
     y = network.first(low)
     factors = [_to_one(y)]
-    fill(new.first, *_scaled(conv(network.first), factors[0]))
+    load_kernel(new.first, *_scaled(network.first, factors[0]))
     old = iter(network.blocks)
     for place, block in enumerate(new.blocks):
         if place in places:
-            shape = conv(block.conv).weight.shape
-            fill(block.conv, identity_kernel(shape[0], shape[2:]), torch.zeros(shape[0]))
+            make_identity(block.conv)
             for slope in block.act.parameters():  # ReLU has none, and passes what ReLU gave
                 slope.fill_(1.0)
             continue
         kept = next(old)
         y = kept(y)
         factors.append(_to_one(y))
-        weight, bias = _scaled(conv(kept.conv), factors[-1])
-        fill(block.conv, weight / factors[-2][None, :, None, None], bias)
+        weight, bias = _scaled(kept.conv, factors[-1])
+        load_kernel(block.conv, weight / factors[-2][None, :, None, None], bias)
         block.act.load_state_dict(kept.act.state_dict())
 
 
-def _scaled(layer: nn.Conv2d, factor: Tensor) -> tuple[Tensor, Tensor]:
+def _scaled(conv: nn.Module, factor: Tensor) -> tuple[Tensor, Tensor]:
     """The kernel and bias that give ``factor`` times the output channels."""
-    assert layer.bias is not None
-    return layer.weight * factor[:, None, None, None], layer.bias * factor
+    kernel, bias = kernel_of(conv)
+    assert bias is not None
+    return kernel * factor[:, None, None, None], bias * factor
 
 
 def _to_one(y: Tensor) -> Tensor:
@@ -104,7 +78,7 @@ def fit_last(network: SESR, low: Tensor, high: Tensor, ridge: float) -> None:
     Pixels that see the patch's border are left out, and a patch weighs by its own error's inverse,
     as in the mean of the patches' PSNR.
     """
-    layer = conv(network.last)
+    old, _ = kernel_of(network.last)
     y = first = network.first(low)
     for block in network.blocks:
         y = block(y)
@@ -113,11 +87,11 @@ def fit_last(network: SESR, low: Tensor, high: Tensor, ridge: float) -> None:
     wanted = F.pixel_unshuffle(high, network.scale)
     if network.input_residual:
         wanted = wanted - low.repeat_interleave(network.scale**2, 1)
-    edge, kernel = network.receptive_radius, layer.weight.shape[2:]
+    edge, kernel = network.receptive_radius, old.shape[2:]
     around = [side // 2 for side in kernel]
     height, width = (side - 2 * edge for side in low.shape[2:])
-    many = layer.weight[0].numel() + 1
-    gram, right = torch.zeros(many, many).double(), torch.zeros(many, len(layer.weight)).double()
+    many = old[0].numel() + 1
+    gram, right = torch.zeros(many, many).double(), torch.zeros(many, len(old)).double()
     total = torch.zeros(()).double()
     for features, target in zip(y, wanted, strict=True):
         part = features[
@@ -135,7 +109,7 @@ def fit_last(network: SESR, low: Tensor, high: Tensor, ridge: float) -> None:
     held = torch.eye(many).double() * ridge
     held[-1, -1] = 0
     found = torch.linalg.solve(gram / total + held, right / total)
-    fill(layer, found[:-1].T.reshape(layer.weight.shape), found[-1])
+    load_kernel(network.last, found[:-1].T.reshape(old.shape), found[-1])
 
 
 def main() -> None:

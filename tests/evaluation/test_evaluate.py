@@ -21,7 +21,7 @@ from collapsible.evaluation import (
     evaluate_pictures,
     read_pairs,
 )
-from collapsible.evaluation.pairs import luma, luma_pair, read_pair
+from collapsible.evaluation.pairs import luma, luma_middles, luma_pair, read_pair
 from collapsible.imaging import resize, write_picture
 from collapsible.models import create_model
 
@@ -304,3 +304,17 @@ def test_without_torch_the_extra_is_named(pictures: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("collapsible.errors.find_spec", lambda name: None if name == "torch" else 1)
     with pytest.raises(MissingExtraError, match=r"collapsible\[train\]"):
         evaluate("sesr-m5", pictures)
+
+
+def test_middles_of_pairs_cover_the_same_place_and_small_pairs_are_left_out():
+    low = np.arange(9 * 12, dtype=np.uint8).reshape(9, 12, 1)
+    pairs = [
+        PicturePair("a", low.repeat(2, 0).repeat(2, 1), low),
+        PicturePair("b", low[:6, :6], low[:3, :3]),
+    ]
+    of_low, of_high = luma_middles(pairs, 2, 4)
+    assert of_low.shape == (1, 1, 4, 4)
+    assert np.array_equal(of_high[0, 0, ::2, 1::2], of_low[0, 0])
+    assert np.allclose(of_low[0, 0, 0] * 255, low[2, 4:8, 0])
+    with pytest.raises(UsageError, match="20 pixels"):
+        luma_middles(pairs, 2, 10)

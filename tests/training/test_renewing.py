@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from collapsible.algebra import identity_kernel
 from collapsible.evaluation import evaluate
 from collapsible.models import create_model
 
@@ -60,7 +61,7 @@ def test_kept_blocks_give_what_they_gave_but_for_a_factor_a_channel(tool):
 def test_blocks_that_did_nothing_are_not_missed(tool):
     network, new = sesr(long_residual=False), sesr(long_residual=False)
     for block in network.blocks[3:]:
-        block.conv.weight.copy_(tool.identity_kernel(8, (3, 3)))
+        block.conv.weight.copy_(identity_kernel(8, (3, 3)))
         block.conv.bias.zero_()
         block.act.weight.fill_(1.0)
     network.last.weight.normal_()

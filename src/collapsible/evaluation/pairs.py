@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,28 @@ def luma_pair(path: Path, scale: int) -> PicturePair:
 def read_pairs(data: Path, scale: int) -> list[PicturePair]:
     """All pairs of a folder in memory; see ``find_pairs`` and ``read_pair``."""
     return [read_pair(high, low, scale) for high, low in find_pairs(data, scale)]
+
+
+def luma_middles(
+    pairs: Iterable[PicturePair], scale: int, side: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The middles of pairs, those smaller left out: their luma in [0, 1].
+
+    Low [N, 1, side, side] and high [N, 1, s * side, s * side]. Raises ``UsageError`` where no pair
+    is large enough.
+    """
+    lows, highs = [], []
+    for pair in pairs:
+        top, left = ((length - side) // 2 for length in pair.low.shape[:2])
+        if min(top, left) < 0:
+            continue
+        lows.append(luma(pair.low)[top : top + side, left : left + side])
+        rows, columns = (slice(scale * at, scale * (at + side)) for at in (top, left))
+        highs.append(luma(pair.high)[rows, columns])
+    if not lows:
+        raise UsageError(f"no picture has {scale * side} pixels a side")
+    low, high = ((np.stack(parts) / 255).astype(np.float32)[:, None] for parts in (lows, highs))
+    return low, high
 
 
 def _pictures(folder: Path) -> list[Path]:

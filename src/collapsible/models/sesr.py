@@ -192,7 +192,7 @@ class SESR(nn.Module):
         taken = {number * count // least: number * theirs_count // least for number in range(least)}
         pairs = [(self.first, other.first), (self.last, other.last)]
         for place, at in taken.items():
-            new, old = (_kernel_of(_bend(b).conv)[0] for b in (blocks[place], other.blocks[at]))
+            new, old = (kernel_of(_bend(b).conv)[0] for b in (blocks[place], other.blocks[at]))
             if new.shape != old.shape:
                 raise UsageError(
                     f"block {place} has kernels of {tuple(new.shape[2:])} and cannot start from "
@@ -207,9 +207,9 @@ class SESR(nn.Module):
             if not isinstance(block.act, FastPReLU):
                 raise UsageError("only blocks with PReLU can start as the identity")
             block.act.weight.fill_(1.0)
-            _make_identity(block.conv)
+            make_identity(block.conv)
         for new, old in pairs:
-            _load_kernel(new, *_kernel_of(old))
+            load_kernel(new, *kernel_of(old))
 
     @torch.no_grad()
     def start_from_width(self, other: SESR) -> None:
@@ -224,7 +224,7 @@ class SESR(nn.Module):
         """
         convs, theirs = ([net.first, *_convs(net), net.last] for net in (self, other))
         pairs = list(zip(convs, theirs, strict=False))
-        kernels = [[_kernel_of(conv)[0].shape[2:] for conv in side] for side in (convs, theirs)]
+        kernels = [[kernel_of(conv)[0].shape[2:] for conv in side] for side in (convs, theirs)]
         wanted = {**_frame(other), "features": 2 * other.features}
         if _frame(self) != wanted or kernels[0] != kernels[1]:
             raise UsageError(
@@ -239,7 +239,7 @@ class SESR(nn.Module):
             doubled = {name: torch.cat([slope, slope]) for name, slope in slopes.items()}
             _bend(block).act.load_state_dict(doubled)
         for new, old in pairs:
-            kernel, bias = _kernel_of(old)
+            kernel, bias = kernel_of(old)
             turned = kernel.flip(2, 3)
             if old is other.last:
                 both = torch.cat([kernel, self._turned_pixels(turned)], 1) / 2
@@ -251,7 +251,7 @@ class SESR(nn.Module):
                     left, right = torch.cat([kernel, between]), torch.cat([between, turned])
                     both = torch.cat([left, right], 1)
                 bias = None if bias is None else torch.cat([bias, bias])
-            _load_kernel(new, both, bias)
+            load_kernel(new, both, bias)
 
     def _turned_pixels(self, values: Tensor) -> Tensor:
         """The last block's output channels for a picture turned by 180 degrees."""
@@ -259,17 +259,22 @@ class SESR(nn.Module):
         return grid.flip(1).reshape(values.shape)
 
 
-def _make_identity(conv: nn.Module) -> None:
+def make_identity(conv: nn.Module) -> None:
+    """Make a block's convolution hand on what it gets, in place."""
     if isinstance(conv, CollapsibleConv2d):
         conv.reset_parameters()
         conv.project_weight.zero_()
         return
-    weight, _ = _kernel_of(conv)
+    weight, _ = kernel_of(conv)
     eye = identity_kernel(weight.shape[0], (weight.shape[2], weight.shape[3]))
-    _load_kernel(conv, eye, None)
+    load_kernel(conv, eye, None)
 
 
-def _kernel_of(conv: nn.Module) -> tuple[Tensor, Tensor | None]:
+def kernel_of(conv: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The kernel [out, in, height, width] that a wide or narrow block amounts to, and its bias.
+
+    Raises ``UsageError`` for another module.
+    """
     if isinstance(conv, CollapsibleConv2d):
         return conv.kernel_and_bias()
     if isinstance(conv, nn.Conv2d):
@@ -277,7 +282,8 @@ def _kernel_of(conv: nn.Module) -> tuple[Tensor, Tensor | None]:
     raise UsageError("only SESR's own blocks, wide or narrow, can take over others' kernels")
 
 
-def _load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
+def load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None) -> None:
+    """Make a wide or narrow block amount to this kernel and bias (None: noughts), in place."""
     if isinstance(conv, CollapsibleConv2d):
         conv.load_kernel(kernel, bias)
         return
